@@ -1,0 +1,58 @@
+"""Every error and warning of this library.
+
+    AutoconvError                      the root: `except autoconv.AutoconvError` catches all of them
+    ├── BackendMissingError            MLX is installed without a backend (also an ImportError)
+    ├── SettingsError                  a setting or AUTOCONV_* variable has no such value (also a ValueError)
+    ├── WorkloadError                  a workload file cannot be read; names file, line and column (also a ValueError)
+    ├── AccuracyError                  no candidate is accurate enough; raised by `tune` and the sweep, never by a call
+    ├── TuningError                    a problem could not be timed now: no time, no memory, or the device is in use
+    └── StoreError                     a database cannot be opened, read or written
+        ├── SchemaError                it was written by a newer autoconv, or is no autoconv database
+        └── ReadOnlyError              it is open for reading only
+
+    AutoconvWarning (UserWarning)      something that a call survives: a database put aside, a candidate barred
+
+Bad arguments of a convolution raise what MLX raises for them: ValueError or TypeError.
+"""
+
+from __future__ import annotations
+
+
+class AutoconvError(Exception):
+    """The root of this library's errors."""
+
+
+class BackendMissingError(AutoconvError, ImportError):
+    """MLX is installed without a backend for this machine; the message names the extra to install."""
+
+
+class SettingsError(AutoconvError, ValueError):
+    """A setting, or the environment variable that carries it, has a value that it cannot have."""
+
+
+class WorkloadError(AutoconvError, ValueError):
+    """A workload file cannot be read; the message names the file, the line and the column."""
+
+
+class AccuracyError(AutoconvError, RuntimeError):
+    """No candidate's result is within the accuracy asked for."""
+
+
+class TuningError(AutoconvError, RuntimeError):
+    """A problem could not be timed now; the message says why and what to do."""
+
+
+class StoreError(AutoconvError, RuntimeError):
+    """A database cannot be opened, read or written; the message names the file."""
+
+
+class SchemaError(StoreError):
+    """A database has a schema that this version does not know."""
+
+
+class ReadOnlyError(StoreError):
+    """A write was asked of a store that is open for reading only."""
+
+
+class AutoconvWarning(UserWarning):
+    """Something went wrong that a convolution survives."""

@@ -1,0 +1,114 @@
+"""What every store guarantees, whatever it is kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from autoconv.problem import Problem
+from autoconv.record import Record
+
+
+@dataclass(frozen=True)
+class Qualification:
+    """What a device's first run found out.
+
+    Attributes:
+        environment: The environment's id.
+        fingerprint: Names and versions of the algorithms that ran; with others it must be done again.
+        passed: `(algorithm, dtype)` pairs whose small problems all agreed with float64.
+        barred: Name of an algorithm that failed, and why.
+        noise: 95th percentile of native's ratio to itself, less one.
+        ceilings: What the device can do at most, by name with its unit: `matmul_float32_gflops`, `copy_gb_per_s`,
+            `launch_us`.
+        created: Seconds since the epoch.
+    """
+
+    environment: str
+    fingerprint: str
+    passed: frozenset[tuple[str, str]] = frozenset()
+    barred: Mapping[str, str] = field(default_factory=dict)
+    noise: float = 0.0
+    ceilings: Mapping[str, float] = field(default_factory=dict)
+    created: float = 0.0
+
+
+class Store(Protocol):
+    """Measurements by environment and problem.
+
+    Every implementation promises:
+
+    * What was added is there for every later look-up, in this process and, where the store is a file, in any other;
+      a call that returned has been committed.
+    * `add` keeps all of its records or none. Records are only ever added, in the order of the calls.
+    * Records of one environment are never returned for another.
+    * A row that cannot be understood (an unknown status, samples that are no numbers) is a miss, not an error.
+    * All methods may be called from any thread, and many processes may use one file.
+    * A store that is `readonly` raises `ReadOnlyError` from every method that writes.
+    * Whatever else goes wrong raises `StoreError` and leaves what was there as it was.
+    """
+
+    @property
+    def readonly(self) -> bool:
+        """Whether this store refuses to be written."""
+        ...
+
+    def add_environment(
+        self, environment: str, identity: Mapping[str, object], circumstances: Mapping[str, object]
+    ) -> None:
+        """Make an environment known; once more with the same id replaces its circumstances."""
+        ...
+
+    def environments(self) -> dict[str, tuple[dict[str, object], dict[str, object]]]:
+        """Identity and circumstances of every known environment, by id."""
+        ...
+
+    def add(self, problem: Problem, records: Sequence[Record]) -> None:
+        """Keep the records of one run over one problem, and take the problem off the pending list of their
+        environment."""
+        ...
+
+    def records(self, environment: str, problem: Problem) -> list[Record]:
+        """All records of a problem in an environment, oldest first; none is an empty list."""
+        ...
+
+    def problems(self, environment: str) -> list[Problem]:
+        """Every problem that has a record in an environment, in the order in which each got its first."""
+        ...
+
+    def begin(self, environment: str, problem: Problem, candidate: str) -> None:
+        """Leave a note that a candidate is about to run, to be found if the process does not survive it."""
+        ...
+
+    def end(self, environment: str, problem: Problem, candidate: str) -> None:
+        """Take that note away: the process survived."""
+        ...
+
+    def unended(self, environment: str, problem: Problem) -> list[str]:
+        """Candidates of a problem whose note was never taken away."""
+        ...
+
+    def note(self, environment: str, problem: Problem) -> None:
+        """Put a problem on the pending list; twice is once."""
+        ...
+
+    def pending(self, environment: str) -> list[Problem]:
+        """The problems on the pending list, oldest first."""
+        ...
+
+    def forget(self, environment: str, problems: Iterable[Problem]) -> None:
+        """Take problems off the pending list."""
+        ...
+
+    def qualify(self, qualification: Qualification) -> None:
+        """Keep a qualification, in place of an earlier one with the same environment and fingerprint."""
+        ...
+
+    def qualification(self, environment: str, fingerprint: str) -> Qualification | None:
+        """The qualification of an environment for these algorithms, None where there is none."""
+        ...
+
+    def close(self) -> None:
+        """Release the file; further calls raise `StoreError`."""
+        ...
