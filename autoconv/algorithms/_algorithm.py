@@ -1,0 +1,96 @@
+"""What an algorithm is: its name, where it applies, how it runs, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from autoconv._backend import mx
+from autoconv.problem import Problem
+
+Parameters: TypeAlias = Mapping[str, str | int]
+
+
+class Convolution(Protocol):
+    """A convolution ready to run: lazy, built of public MLX operations alone."""
+
+    def __call__(self, input: mx.array, weight: mx.array, /) -> mx.array:
+        """`(N, OD, OH, OW, C_out)` from `(N, D, H, W, C_in)` and `(C_out, KD, KH, KW, C_in / groups)`.
+
+        Both have the problem's shape and dtype; the operations go to the default stream.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a candidate needs, by counting.
+
+    Attributes:
+        flops: Floating-point operations, a multiply-add counted as two.
+        bytes: Bytes that it reads and writes in all, intermediate arrays included.
+        workspace_bytes: Most bytes alive at a time beyond input, weight and output.
+    """
+
+    flops: int
+    bytes: int
+    workspace_bytes: int
+
+
+def _everywhere(_problem: Problem, _backend: str) -> Iterable[Parameters]:
+    return ({},)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A way to compute a convolution.
+
+    Attributes:
+        name: What records call it.
+        version: Rises whenever its result or its speed may change.
+        order: Its place where times tie; native is 0.
+        build: `build(problem, **parameters)` is the convolution ready to run.
+        cost: `cost(problem, backend, **parameters)` is what it needs.
+        parameters: `parameters(problem, backend)` are those worth trying; none where it does not apply.
+    """
+
+    name: str
+    version: int
+    order: int
+    build: Callable[..., Convolution]
+    cost: Callable[..., Cost]
+    parameters: Callable[[Problem, str], Iterable[Parameters]] = _everywhere
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An algorithm with its parameters.
+
+    Attributes:
+        algorithm: The algorithm.
+        items: The parameters' names and values, sorted by name.
+    """
+
+    algorithm: Algorithm
+    items: tuple[tuple[str, str | int], ...] = ()
+
+    @property
+    def parameters(self) -> str:
+        """The parameters as records write them: `sum=float32`, or nothing."""
+        return ",".join(f"{name}={value}" for name, value in self.items)
+
+    @property
+    def name(self) -> str:
+        """`kd_decomposition(sum=float32)`, or `native` where there are no parameters."""
+        return f"{self.algorithm.name}({self.parameters})" if self.items else self.algorithm.name
+
+    def build(self, problem: Problem) -> Convolution:
+        """The convolution ready to run; every size is worked out here, so that a call only adds operations."""
+        arguments: dict[str, Any] = dict(self.items)
+        return self.algorithm.build(problem, **arguments)
+
+    def cost(self, problem: Problem, backend: str) -> Cost:
+        """What it needs on a backend."""
+        arguments: dict[str, Any] = dict(self.items)
+        return self.algorithm.cost(problem, backend, **arguments)

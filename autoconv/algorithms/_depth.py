@@ -1,0 +1,160 @@
+"""A 3D convolution's depth axis as arithmetic progressions of frames.
+
+Output frame `o` sees, through tap `k`, position `o * stride - low + k * dilation` of the dilated input, which holds
+input frame `position / input_dilation` where that divides and lies inside. With `step = input_dilation /
+gcd(stride, input_dilation)`, output frames that are `step` apart see the same taps, and through each of them input
+frames that are `stride / gcd(stride, input_dilation)` apart. So the outputs fall into `step` phases (one, without
+input dilation), and in each phase a tap is a slice of the input with a start, a count and a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autoconv._backend import mx
+from autoconv.algorithms._mlx import conv_general
+from autoconv.problem import Problem
+
+FlatConvolution = Callable[[mx.array, mx.array], mx.array]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One depth tap in one phase.
+
+    Attributes:
+        index: Its place in the weight's depth, before any flip.
+        first_frame: The input frame that the phase's first output sees; may lie before the input.
+        start: First output of the phase whose frame lies inside the input.
+        stop: One past the last such output.
+    """
+
+    index: int
+    first_frame: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Neighbouring outputs of one phase that see the same taps.
+
+    Attributes:
+        start: First output of the phase.
+        stop: One past its last.
+        taps: The taps that see frames of the input; none where all is padding.
+    """
+
+    start: int
+    stop: int
+    taps: tuple[Tap, ...]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Output frames that see the same taps.
+
+    Attributes:
+        outputs: How many there are.
+        frame_step: Distance of the input frames that neighbouring outputs see.
+        taps: The taps that see at least one frame of the input.
+    """
+
+    outputs: int
+    frame_step: int
+    taps: tuple[Tap, ...]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The phase's outputs cut where the taps change, in order."""
+        cuts = sorted({0, self.outputs, *(t.start for t in self.taps), *(t.stop for t in self.taps)})
+        return tuple(
+            Segment(a, b, tuple(t for t in self.taps if t.start <= a and b <= t.stop))
+            for a, b in zip(cuts, cuts[1:], strict=False)
+        )
+
+    @property
+    def partial(self) -> bool:
+        """Whether some tap sees padding for some output."""
+        return any(tap.start > 0 or tap.stop < self.outputs for tap in self.taps)
+
+
+def phases(problem: Problem) -> tuple[Phase, ...]:
+    """The phases of a problem's output frames: output `phase + i * step` is the phase's `i`-th."""
+    frames, depth, outputs = problem.input_shape[1], problem.weight_shape[1], problem.output_shape[1]
+    stride, spread = problem.stride[0], problem.input_dilation[0]
+    common = math.gcd(stride, spread)
+    count, frame_step = spread // common, stride // common
+    found = []
+    for phase in range(min(count, outputs)):
+        size = len(range(phase, outputs, count))
+        taps = []
+        for index in range(depth):
+            position = phase * stride - problem.padding_low[0] + index * problem.dilation[0]
+            if position % spread:
+                continue
+            first = position // spread
+            start = max(0, -(first // frame_step))
+            stop = min(size, (frames - 1 - first) // frame_step + 1)
+            if start < stop:
+                taps.append(Tap(index, first, start, stop))
+        found.append(Phase(size, frame_step, tuple(taps)))
+    return tuple(found)
+
+
+def take(input: mx.array, start: int, stop: int, step: int) -> mx.array:
+    """Frames `start`, `start + step`, ... before `stop` as images: `(N * frames, H, W, C)`.
+
+    A view where `N` is 1 or all frames are taken; else one copy.
+    """
+    if start == 0 and step == 1 and stop >= input.shape[1]:
+        frames = input
+    else:
+        frames = input[:, start:stop:step]
+    return mx.flatten(frames, 0, 1)
+
+
+def tap_frames(input: mx.array, tap: Tap, start: int, stop: int, step: int) -> mx.array:
+    """The images that a tap sees for outputs `start` to `stop` of its phase: `(N * outputs, H, W, C)`."""
+    first = tap.first_frame + start * step
+    return take(input, first, first + (stop - start - 1) * step + 1, step)
+
+
+def flipped(problem: Problem) -> Callable[[mx.array], mx.array]:
+    """The weight as a cross-correlation takes it.
+
+    Flipping the weight, which is small, rather than asking MLX for a flipped convolution: a flipped 2D convolution
+    never takes MLX's Winograd.
+    """
+    if not problem.flip:
+        return lambda weight: weight
+    return lambda weight: weight[:, ::-1, ::-1, ::-1]
+
+
+def flat_convolution(problem: Problem) -> FlatConvolution:
+    """The problem's spatial axes as a 2D convolution of `(images, H, W, C)` with `(C_out, KH, KW, C / groups)`."""
+    stride, dilation, input_dilation = problem.stride[1:], problem.dilation[1:], problem.input_dilation[1:]
+    padding = (problem.padding_low[1:], problem.padding_high[1:])
+    groups = problem.groups
+
+    def run(images: mx.array, weight: mx.array) -> mx.array:
+        return conv_general(images, weight, stride, padding, dilation, input_dilation, groups)
+
+    return run
+
+
+def interleave(parts: Sequence[mx.array], outputs: int) -> mx.array:
+    """The output from its phases, each `(N, frames, OH, OW, C_out)`, the first ones at most one frame longer."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = parts[0].shape[1]
+    even = [p if p.shape[1] == longest else mx.pad(p, ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0))) for p in parts]
+    return mx.flatten(mx.stack(even, axis=2), 1, 2)[:, :outputs]
+
+
+def zeros_like_output(problem: Problem, frames: int, weight: mx.array) -> mx.array:
+    """`frames` output frames that see only padding."""
+    batch, _, out_h, out_w, outputs = problem.output_shape
+    return mx.zeros((batch, frames, out_h, out_w, outputs), weight.dtype)

@@ -1,0 +1,62 @@
+"""Facts about MLX's own convolutions that algorithms are built on (MLX 0.32.4, `mlx/backend/*/conv.cpp`)."""
+
+from __future__ import annotations
+
+import math
+
+from autoconv._backend import mx
+from autoconv.problem import Problem
+
+conv_general = mx.conv_general
+"""MLX's own function, whatever `mx.conv_general` is assigned to later."""
+
+MAX_DECOMPOSED_DEPTH = 7
+"""Largest KD that the fixed rule of MLX's Metal backend decomposes."""
+
+
+def _channels_in_step(problem: Problem) -> bool:
+    outputs = problem.weight_shape[0]
+    return problem.input_shape[4] % 16 == 0 and (outputs <= 16 or outputs % 16 == 0)
+
+
+def metal_decomposes(problem: Problem) -> bool:
+    """Whether MLX's fixed rule on Metal takes the KD decomposition rather than the 3D kernel (`N == 1`, `KD <= 7`,
+    depth stride and dilation 1, no low depth padding, no input dilation, channels in steps of 16)."""
+    return (
+        problem.groups == 1
+        and problem.input_dilation == (1, 1, 1)
+        and _channels_in_step(problem)
+        and problem.input_shape[0] == 1
+        and problem.weight_shape[1] <= MAX_DECOMPOSED_DEPTH
+        and problem.stride[0] == 1
+        and problem.dilation[0] == 1
+        and problem.padding_low[0] == 0
+    )
+
+
+def metal_reads_past_end(problem: Problem) -> bool:
+    """Whether MLX on Metal would read frames past the input's end: its fixed rule does not look at high padding."""
+    return metal_decomposes(problem) and problem.padding_high[0] > 0
+
+
+def unfolds_on_cpu(dilation: tuple[int, ...], input_dilation: tuple[int, ...], groups: int) -> bool:
+    """Whether MLX's CPU backend unfolds the input for one GEMM; what it does not unfold are scalar loops."""
+    return groups == 1 and set(dilation) == {1} and set(input_dilation) == {1}
+
+
+def workspace_2d(problem: Problem, backend: str, frames: int, channels: int) -> int:
+    """Bytes that one 2D convolution over `frames` images of `channels` takes beyond its operands.
+
+    On the CPU that is the unfolded input and, for a dtype other than float32, the result before conversion. On GPUs
+    it is taken as none: implicit GEMM needs none, and Winograd's scratch is MLX's to bound.
+    """
+    if backend != "cpu":
+        return 0
+    _, _, out_h, out_w, outputs = problem.output_shape
+    taps = math.prod(problem.weight_shape[2:4])
+    scratch = 0
+    if unfolds_on_cpu(problem.dilation[1:], problem.input_dilation[1:], problem.groups):
+        scratch = frames * out_h * out_w * taps * channels * 4
+        if problem.dtype != "float32":
+            scratch += frames * out_h * out_w * outputs * 4
+    return scratch

@@ -1,0 +1,61 @@
+"""MLX's 3D kernel where its fixed rule on Metal would decompose.
+
+The rule asks for depth stride 1, depth dilation 1 and no low depth padding. So an argument that cannot act is made
+to fail it: a depth stride of 2 where there is one output frame, a depth dilation of 2 where KD is 1. Elsewhere one
+extra frame of low depth padding fails it, and its first output frame, 1/OD of the work more, is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autoconv._backend import mx
+from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
+from autoconv.algorithms._mlx import conv_general, metal_decomposes
+from autoconv.algorithms.native import workspace_3d
+from autoconv.problem import Problem
+
+
+def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
+    # Elsewhere there is no rule to fail, and native is this kernel already.
+    return ({},) if backend == "metal" and metal_decomposes(problem) else ()
+
+
+def _needs_extra_frame(problem: Problem) -> bool:
+    return problem.output_shape[1] > 1 and problem.weight_shape[1] > 1
+
+
+def _build(problem: Problem) -> Convolution:
+    stride, dilation, low = problem.stride, problem.dilation, problem.padding_low
+    extra = _needs_extra_frame(problem)
+    if problem.output_shape[1] == 1:
+        # A stride of 2 still leaves the one output frame only if no second one begins: none does, as OD is 1.
+        stride = (2, *stride[1:])
+    elif problem.weight_shape[1] == 1:
+        dilation = (2, *dilation[1:])
+    else:
+        low = (low[0] + stride[0], *low[1:])
+    padding = (low, problem.padding_high)
+    input_dilation, groups, flip = problem.input_dilation, problem.groups, problem.flip
+
+    def run(input: mx.array, weight: mx.array, /) -> mx.array:
+        output = conv_general(input, weight, stride, padding, dilation, input_dilation, groups, flip)
+        return output[:, 1:] if extra else output
+
+    return run
+
+
+def _cost(problem: Problem, backend: str) -> Cost:
+    frames = problem.output_shape[1]
+    share = (frames + 1) / frames if _needs_extra_frame(problem) else 1.0
+    extra = 0 if share == 1.0 else problem.output_bytes + problem.output_bytes // frames
+    return Cost(
+        int(problem.flops * share),
+        problem.bytes + 2 * extra,
+        int(workspace_3d(problem, backend) * share) + extra,
+    )
+
+
+ALGORITHM = Algorithm(
+    name="implicit_gemm", version=1, order=1, build=_build, cost=_cost, parameters=_parameters
+)

@@ -1,0 +1,315 @@
+"""Every setting: its default, its `AUTOCONV_*` variable, and the three ways to change it.
+
+A call's own argument wins over `using`, that over `configure`, that over the environment variable, that over the
+default. Variables are read once, when the library is imported, and nowhere else.
+
+| setting | variable | values |
+| --- | --- | --- |
+| `policy` | `AUTOCONV_POLICY` | `auto` (default), `measure`, `predict`, `record`, `off` |
+| `accuracy` | `AUTOCONV_ACCURACY` | `native` (default), `strict`, or a relative L2 error such as `1e-3` |
+| `memory_limit` | `AUTOCONV_MEMORY_LIMIT` | bytes, or text such as `8GB` or `512MiB`; `default` is 60% of the device's |
+| `budget_ms` | `AUTOCONV_BUDGET_MS` | milliseconds of timing for one problem, 500 by default |
+| `stall` | `AUTOCONV_STALL` | seconds of timing inside calls, and a share of the process's age: `2+5%` (default) |
+| `database` | `AUTOCONV_DATABASE` | file of the user's own database; by default in the user's data directory |
+| `readonly` | | whether the database is only read |
+| | `AUTOCONV_LOG` | level of the logger `autoconv`, such as `DEBUG`; nothing is printed by default |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from autoconv.errors import SettingsError
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}
+
+
+class Policy(StrEnum):
+    """What to do for a shape, by whether a database has it.
+
+    | policy | in a database | not in one |
+    | --- | --- | --- |
+    | `auto` | its winner | the cost model where there is one and it is sure, else time it now within `stall` |
+    | `measure` | its winner | time it now |
+    | `predict` | its winner | the cost model, else native; never times |
+    | `record` | its winner | native, noted for `autoconv sweep --pending` |
+    | `off` | native | native |
+    """
+
+    AUTO = "auto"
+    MEASURE = "measure"
+    PREDICT = "predict"
+    RECORD = "record"
+    OFF = "off"
+
+
+@dataclass(frozen=True)
+class Stall:
+    """How long timing inside calls may take in all: `seconds` plus `share` of the process's age."""
+
+    seconds: float = 2.0
+    share: float = 0.05
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A complete set of settings; equal ones are one object, whose `token` is a small int.
+
+    Attributes:
+        policy: What to do for a shape that is not known.
+        accuracy: `"native"`, `"strict"`, or the largest relative L2 error that passes.
+        memory_limit: Bytes that a candidate's workspace may take; None for 60% of the device's.
+        budget_ms: Milliseconds that timing one problem may take, the least number of runs apart.
+        stall: How long timing inside calls may take in all, under `auto`.
+        database: The user's own database; None for the one in the user's data directory.
+        readonly: Whether the database is only read.
+    """
+
+    policy: Policy = Policy.AUTO
+    accuracy: str | float = "native"
+    memory_limit: int | None = None
+    budget_ms: float = 500.0
+    stall: Stall = field(default_factory=Stall)
+    database: Path | None = None
+    readonly: bool = False
+    token: int = field(default=-1, compare=False, repr=False)
+
+
+def _policy(value: object) -> Policy:
+    try:
+        return Policy(str(value))
+    except ValueError:
+        choices = ", ".join(Policy)
+        msg = f"policy must be one of {choices}; got {value!r}"
+        raise SettingsError(msg) from None
+
+
+def _accuracy(value: object) -> str | float:
+    if value in {"native", "strict"}:
+        return str(value)
+    number = _number(value)
+    if number is None or not 0 < number < math.inf:
+        msg = f"accuracy must be 'native', 'strict' or a relative L2 error over 0; got {value!r}"
+        raise SettingsError(msg)
+    return number
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def parse_bytes(value: object) -> int | None:
+    """Bytes from an int or text such as `8GB` (10^9), `8GiB` (2^30) or `8e9`; None from None or `default`.
+
+    Raises:
+        SettingsError: not such a value, or not over 0.
+    """
+    if value is None or value == "default":
+        return None
+    found = re.fullmatch(r"\s*([\d.]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    number = _number(found[1]) if found else None
+    if found is None or number is None or found[2].upper() not in _UNITS or isinstance(value, bool) or number <= 0:
+        msg = f"memory_limit must be bytes over 0, as a number or as text such as '8GB'; got {value!r}"
+        raise SettingsError(msg)
+    return int(number * _UNITS[found[2].upper()])
+
+
+def _budget(value: object) -> float:
+    number = _number(value)
+    if number is None or not 0 < number < math.inf:
+        msg = f"budget_ms must be milliseconds over 0; got {value!r}"
+        raise SettingsError(msg)
+    return number
+
+
+def _stall(value: object) -> Stall:
+    if isinstance(value, Stall):
+        return value
+    found = re.fullmatch(r"\s*([\d.]+)\s*s?\s*(?:\+\s*([\d.]+)\s*%)?\s*", str(value))
+    seconds = _number(found[1]) if found else None
+    percent = _number(found[2] or 0) if found else None
+    if seconds is None or percent is None or isinstance(value, bool):
+        msg = f"stall must be seconds, or seconds and a share such as '2+5%'; got {value!r}"
+        raise SettingsError(msg)
+    return Stall(seconds, percent / 100)
+
+
+def _database(value: object) -> Path | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        msg = f"database must be a file's path; got {value!r}"
+        raise SettingsError(msg)
+    return Path(value).expanduser()
+
+
+def _readonly(value: object) -> bool:
+    if not isinstance(value, bool):
+        msg = f"readonly must be True or False; got {value!r}"
+        raise SettingsError(msg)
+    return value
+
+
+_PARSERS: dict[str, Callable[[object], Any]] = {
+    "policy": _policy,
+    "accuracy": _accuracy,
+    "memory_limit": parse_bytes,
+    "budget_ms": _budget,
+    "stall": _stall,
+    "database": _database,
+    "readonly": _readonly,
+}
+
+VARIABLES = {
+    "AUTOCONV_POLICY": "policy",
+    "AUTOCONV_ACCURACY": "accuracy",
+    "AUTOCONV_MEMORY_LIMIT": "memory_limit",
+    "AUTOCONV_BUDGET_MS": "budget_ms",
+    "AUTOCONV_STALL": "stall",
+    "AUTOCONV_DATABASE": "database",
+}
+"""The environment variable of each setting that has one."""
+
+_interned: dict[Settings, Settings] = {}
+_lock = threading.Lock()
+
+
+def _intern(settings: Settings) -> Settings:
+    with _lock:
+        known = _interned.get(settings)
+        if known is None:
+            known = _interned[settings] = replace(settings, token=len(_interned))
+        return known
+
+
+def with_changes(settings: Settings, changes: Mapping[str, object]) -> Settings:
+    """`settings` with some of them changed.
+
+    Raises:
+        SettingsError: a setting that there is not, or a value that it cannot have.
+    """
+    unknown = changes.keys() - _PARSERS.keys()
+    if unknown:
+        msg = f"there is no setting {sorted(unknown)[0]!r}; there are {', '.join(_PARSERS)}"
+        raise SettingsError(msg)
+    return _intern(replace(settings, **{name: _PARSERS[name](value) for name, value in changes.items()}))
+
+
+def from_environment(environ: Mapping[str, str]) -> Settings:
+    """The settings that environment variables ask for; an empty variable is one that is not set.
+
+    Raises:
+        SettingsError: names the variable whose value cannot be.
+    """
+    settings = _intern(Settings())
+    for variable, name in VARIABLES.items():
+        if environ.get(variable):
+            try:
+                settings = with_changes(settings, {name: environ[variable]})
+            except SettingsError as error:
+                msg = f"{variable}: {error}"
+                raise SettingsError(msg) from None
+    return settings
+
+
+def set_up_logging(level: str) -> None:
+    """Print the records of the logger `autoconv` from `level` up on stderr; an empty level prints nothing.
+
+    Raises:
+        SettingsError: there is no such level.
+    """
+    logger = logging.getLogger("autoconv")
+    if not level:
+        logger.addHandler(logging.NullHandler())
+        return
+    if level.upper() not in logging.getLevelNamesMapping():
+        msg = f"AUTOCONV_LOG: level must be one of DEBUG, INFO, WARNING, ERROR; got {level!r}"
+        raise SettingsError(msg)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+
+
+_configured = from_environment(os.environ)
+_override: ContextVar[Settings | None] = ContextVar("autoconv_settings", default=None)
+set_up_logging(os.environ.get("AUTOCONV_LOG", ""))
+
+
+def current() -> Settings:
+    """The settings in force here: those of the innermost `using`, else those configured."""
+    return _override.get() or _configured
+
+
+class Changes(TypedDict, total=False):
+    """What `configure`, `using` and a call may change, as it is written by users."""
+
+    policy: str
+    accuracy: str | float
+    memory_limit: int | str | None
+    budget_ms: float
+    stall: str | float | Stall
+    database: str | os.PathLike[str] | None
+    readonly: bool
+
+
+def configure(**changes: Unpack[Changes]) -> None:
+    """Change settings for the whole process.
+
+    Args:
+        policy: `"auto"`, `"measure"`, `"predict"`, `"record"` or `"off"`. Default: `"auto"`.
+        accuracy: `"native"`, `"strict"`, or the largest relative L2 error that passes. Default: `"native"`.
+        memory_limit: Bytes that a candidate's workspace may take, or text such as `"8GB"`. Default: 60% of the
+            device's recommended working set, or of its memory.
+        budget_ms: Milliseconds that timing one problem may take. Default: `500`.
+        stall: Seconds that timing inside calls may take in all under `auto`, with a share of the process's age.
+            Default: `"2+5%"`.
+        database: File of the user's own database. Default: `autoconv.db` in the user's data directory.
+        readonly: Whether the database is only read. Default: `False`.
+
+    Raises:
+        SettingsError: a setting that there is not, or a value that it cannot have; nothing is changed.
+    """
+    global _configured  # noqa: PLW0603 - the one place where the process's settings are kept
+    _configured = with_changes(_configured, changes)
+
+
+@contextlib.contextmanager
+def using(**changes: Unpack[Changes]) -> Iterator[Settings]:
+    """Change settings inside a `with` block, for this thread or task alone; takes what `configure` takes.
+
+    Raises:
+        SettingsError: a setting that there is not, or a value that it cannot have.
+    """
+    token = _override.set(with_changes(current(), changes))
+    try:
+        yield current()
+    finally:
+        _override.reset(token)
+
+
+def as_dict(settings: Settings) -> dict[str, object]:
+    """The settings by name, as plain values for JSON."""
+    values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "token"}
+    values["policy"] = str(settings.policy)
+    values["stall"] = f"{settings.stall.seconds:g}+{settings.stall.share:.0%}"
+    values["database"] = None if settings.database is None else str(settings.database)
+    return values
