@@ -74,16 +74,24 @@ def mlx_settings(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-@functools.cache
-def current(device_type: mx.DeviceType, index: int = 0) -> Environment:
+def of(device: mx.Device) -> Environment:
     """The environment of one of this machine's devices; found out once in a process."""
-    device = mx.Device(device_type, index)
+    known = _environments.get(repr(device))
+    if known is None:
+        known = _environments[repr(device)] = _find_out(device)
+    return known
+
+
+_environments: dict[str, Environment] = {}
+
+
+def _find_out(device: mx.Device) -> Environment:
     info = mx.device_info(device)
     identity: dict[str, str | int] = {
-        "backend": backend_of(device_type),
+        "backend": backend_of(device.type),
         "device": str(info.get("device_name", "unknown")),
         "architecture": str(info.get("architecture", "unknown")),
-        "mlx": mx.__version__,
+        "mlx": mx.__version__,  # type: ignore[attr-defined]  # its stub has none
     }
     identity |= mlx_settings(_AT_IMPORT)
     circumstances: dict[str, str | int] = {
@@ -113,7 +121,8 @@ def backend_of(device_type: mx.DeviceType) -> str:
 
 def free_bytes(environment: Environment) -> int:
     """Bytes that timing may take now: the memory less what MLX has active less a tenth; on a GPU or host that tells
-    how much is free, no more than that."""
+    how much is free, no more than that.
+    """
     room = environment.memory_bytes * 9 // 10 - mx.get_active_memory()
     if environment.backend == "cuda":
         free = mx.device_info(mx.gpu).get("free_memory")

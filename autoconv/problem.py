@@ -73,7 +73,7 @@ def padding_pair(value: Padding) -> tuple[Triple, Triple]:
     """
     if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, Sequence) for v in value):
         low, high = value
-        return triple(low, "padding"), triple(high, "padding")  # type: ignore[arg-type]
+        return triple(low, "padding"), triple(high, "padding")
     both = triple(value, "padding")  # type: ignore[arg-type]
     return both, both
 

@@ -7,7 +7,7 @@ default. Variables are read once, when the library is imported, and nowhere else
 | --- | --- | --- |
 | `policy` | `AUTOCONV_POLICY` | `auto` (default), `measure`, `predict`, `record`, `off` |
 | `accuracy` | `AUTOCONV_ACCURACY` | `native` (default), `strict`, or a relative L2 error such as `1e-3` |
-| `memory_limit` | `AUTOCONV_MEMORY_LIMIT` | bytes, or text such as `8GB` or `512MiB`; `default` is 60% of the device's |
+| `memory_limit` | `AUTOCONV_MEMORY_LIMIT` | bytes, or text such as `8GB`, `512MiB`; `default` is 60% of the device's |
 | `budget_ms` | `AUTOCONV_BUDGET_MS` | milliseconds of timing for one problem, 500 by default |
 | `stall` | `AUTOCONV_STALL` | seconds of timing inside calls, and a share of the process's age: `2+5%` (default) |
 | `database` | `AUTOCONV_DATABASE` | file of the user's own database; by default in the user's data directory |

@@ -28,9 +28,7 @@ def algorithms() -> tuple[Algorithm, ...]:
     return tuple(sorted(found, key=lambda algorithm: (algorithm.order, algorithm.name)))
 
 
-def candidates(
-    problem: Problem, backend: str, among: tuple[Algorithm, ...] | None = None
-) -> tuple[Candidate, ...]:
+def candidates(problem: Problem, backend: str, among: tuple[Algorithm, ...] | None = None) -> tuple[Candidate, ...]:
     """Every candidate that applies to a problem on a backend, in the order by which ties are settled.
 
     Args:
@@ -45,8 +43,6 @@ def candidates(
     )
 
 
-def find(
-    name: str, problem: Problem, backend: str, among: tuple[Algorithm, ...] | None = None
-) -> Candidate | None:
+def find(name: str, problem: Problem, backend: str, among: tuple[Algorithm, ...] | None = None) -> Candidate | None:
     """The candidate of that name, such as `kd_decomposition(sum=float32)`; None where no such one applies."""
     return next((c for c in candidates(problem, backend, among) if c.name == name), None)

@@ -9,6 +9,7 @@ input dilation), and in each phase a tap is a slice of the input with a start, a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class Phase:
         cuts = sorted({0, self.outputs, *(t.start for t in self.taps), *(t.stop for t in self.taps)})
         return tuple(
             Segment(a, b, tuple(t for t in self.taps if t.start <= a and b <= t.stop))
-            for a, b in zip(cuts, cuts[1:], strict=False)
+            for a, b in itertools.pairwise(cuts)
         )
 
     @property
@@ -109,11 +110,8 @@ def take(input: mx.array, start: int, stop: int, step: int) -> mx.array:
 
     A view where `N` is 1 or all frames are taken; else one copy.
     """
-    if start == 0 and step == 1 and stop >= input.shape[1]:
-        frames = input
-    else:
-        frames = input[:, start:stop:step]
-    return mx.flatten(frames, 0, 1)
+    everything = start == 0 and step == 1 and stop >= input.shape[1]
+    return mx.flatten(input if everything else input[:, start:stop:step], 0, 1)
 
 
 def tap_frames(input: mx.array, tap: Tap, start: int, stop: int, step: int) -> mx.array:
@@ -150,7 +148,7 @@ def interleave(parts: Sequence[mx.array], outputs: int) -> mx.array:
     if len(parts) == 1:
         return parts[0]
     longest = parts[0].shape[1]
-    even = [p if p.shape[1] == longest else mx.pad(p, ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0))) for p in parts]
+    even = [p if p.shape[1] == longest else mx.pad(p, [(0, 0), (0, 1), (0, 0), (0, 0), (0, 0)]) for p in parts]
     return mx.flatten(mx.stack(even, axis=2), 1, 2)[:, :outputs]
 
 

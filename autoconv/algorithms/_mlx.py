@@ -21,7 +21,8 @@ def _channels_in_step(problem: Problem) -> bool:
 
 def metal_decomposes(problem: Problem) -> bool:
     """Whether MLX's fixed rule on Metal takes the KD decomposition rather than the 3D kernel (`N == 1`, `KD <= 7`,
-    depth stride and dilation 1, no low depth padding, no input dilation, channels in steps of 16)."""
+    depth stride and dilation 1, no low depth padding, no input dilation, channels in steps of 16).
+    """
     return (
         problem.groups == 1
         and problem.input_dilation == (1, 1, 1)

@@ -10,6 +10,7 @@ Parameters:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -46,9 +47,7 @@ def _parameters(problem: Problem, _backend: str) -> Iterable[Parameters]:
         {"edges": edges}
         for edges in choices
         if all(
-            outputs * taps * frame <= MAX_ELEMENTS
-            for phase in plan
-            for outputs, taps in _stacked_images(phase, edges)
+            outputs * taps * frame <= MAX_ELEMENTS for phase in plan for outputs, taps in _stacked_images(phase, edges)
         )
     ]
 
@@ -68,17 +67,15 @@ def _build(problem: Problem, edges: str = "split") -> Convolution:
     convolve, orient = flat_convolution(problem), flipped(problem)
     batch, outputs, groups = problem.input_shape[0], problem.output_shape[1], problem.groups
     low, high = _padding(plan, problem.input_shape[1]) if edges == "pad" else (0, 0)
-    widths = ((0, 0), (low, high), (0, 0), (0, 0), (0, 0))
+    widths = [(0, 0), (low, high), (0, 0), (0, 0), (0, 0)]
 
     def grouped(images: mx.array) -> mx.array:
         return images if groups == 1 else mx.unflatten(images, -1, (groups, -1))
 
-    def stack_frames(
-        input: mx.array, taps: Sequence[Tap], frame_step: int, start: int, stop: int
-    ) -> mx.array:
+    def stack_frames(input: mx.array, taps: Sequence[Tap], frame_step: int, start: int, stop: int) -> mx.array:
         """`(N * (stop - start), H, W, taps * C)`; under groups each group's taps stand together."""
         firsts = [low + tap.first_frame + start * frame_step for tap in taps]
-        apart = {b - a for a, b in zip(firsts, firsts[1:], strict=False)}
+        apart = {b - a for a, b in itertools.pairwise(firsts)}
         if stop - start == 1 and len(apart) == 1:  # one output: the taps' frames are one slice
             frames = grouped(input[:, firsts[0] : firsts[-1] + 1 : apart.pop()])
             stacked = mx.moveaxis(frames, 1, -2)
@@ -140,6 +137,4 @@ def _cost(problem: Problem, backend: str, edges: str = "split") -> Cost:
     return Cost(flops, moved, stacked + padded + joined + problem.weight_bytes + scratch)
 
 
-ALGORITHM = Algorithm(
-    name="depth_concat", version=1, order=3, build=_build, cost=_cost, parameters=_parameters
-)
+ALGORITHM = Algorithm(name="depth_concat", version=1, order=3, build=_build, cost=_cost, parameters=_parameters)

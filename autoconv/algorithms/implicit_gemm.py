@@ -56,6 +56,4 @@ def _cost(problem: Problem, backend: str) -> Cost:
     )
 
 
-ALGORITHM = Algorithm(
-    name="implicit_gemm", version=1, order=1, build=_build, cost=_cost, parameters=_parameters
-)
+ALGORITHM = Algorithm(name="implicit_gemm", version=1, order=1, build=_build, cost=_cost, parameters=_parameters)

@@ -114,6 +114,4 @@ def _cost(problem: Problem, backend: str, sum: str = "float32") -> Cost:
     return Cost(flops, moved, results + copies + running + scratch + problem.output_bytes * edges)
 
 
-ALGORITHM = Algorithm(
-    name="kd_decomposition", version=1, order=2, build=_build, cost=_cost, parameters=_parameters
-)
+ALGORITHM = Algorithm(name="kd_decomposition", version=1, order=2, build=_build, cost=_cost, parameters=_parameters)

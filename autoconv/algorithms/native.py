@@ -23,13 +23,11 @@ def _build(problem: Problem) -> Convolution:
 
     # The one call that is not passed on as it is: MLX's rule would read past the input's end.
     low, high = problem.padding_low, problem.padding_high
-    widths = ((0, 0), (low[0], high[0]), (0, 0), (0, 0), (0, 0))
+    widths = [(0, 0), (low[0], high[0]), (0, 0), (0, 0), (0, 0)]
     rest = ((0, *low[1:]), (0, *high[1:]))
 
     def run_padded(input: mx.array, weight: mx.array, /) -> mx.array:
-        return conv_general(
-            mx.pad(input, widths), weight, stride, rest, dilation, input_dilation, groups, flip
-        )
+        return conv_general(mx.pad(input, widths), weight, stride, rest, dilation, input_dilation, groups, flip)
 
     return run_padded
 

@@ -19,9 +19,10 @@ class Qualification:
         fingerprint: Names and versions of the algorithms that ran; with others it must be done again.
         passed: `(algorithm, dtype)` pairs whose small problems all agreed with float64.
         barred: Name of an algorithm that failed, and why.
-        noise: 95th percentile of native's ratio to itself, less one.
-        ceilings: What the device can do at most, by name with its unit: `matmul_float32_gflops`, `copy_gb_per_s`,
-            `launch_us`.
+        noise: 95th percentile of how far native beats itself, 0.03 being 3%, by the lower bound that winners are
+            judged by.
+        ceilings: What the device can do at most, by name with its unit: `matmul_float32_gflops`,
+            `copy_gb_per_s`, `launch_us`.
         created: Seconds since the epoch.
     """
 
@@ -39,11 +40,12 @@ class Store(Protocol):
 
     Every implementation promises:
 
-    * What was added is there for every later look-up, in this process and, where the store is a file, in any other;
-      a call that returned has been committed.
+    * What was added is there for every later look-up, in this process and, where the store is a file, in any
+      other; a call that returned has been committed.
     * `add` keeps all of its records or none. Records are only ever added, in the order of the calls.
     * Records of one environment are never returned for another.
-    * A row that cannot be understood (an unknown status, samples that are no numbers) is a miss, not an error.
+    * A row that cannot be understood (an unknown status, samples that are no numbers) is a miss, no error.
+    * An environment may be used before it is made known; `environments` lists it from then on.
     * All methods may be called from any thread, and many processes may use one file.
     * A store that is `readonly` raises `ReadOnlyError` from every method that writes.
     * Whatever else goes wrong raises `StoreError` and leaves what was there as it was.
@@ -57,7 +59,7 @@ class Store(Protocol):
     def add_environment(
         self, environment: str, identity: Mapping[str, object], circumstances: Mapping[str, object]
     ) -> None:
-        """Make an environment known; once more with the same id replaces its circumstances."""
+        """Make an environment known; once more with the same id replaces its circumstances alone."""
         ...
 
     def environments(self) -> dict[str, tuple[dict[str, object], dict[str, object]]]:
@@ -65,8 +67,14 @@ class Store(Protocol):
         ...
 
     def add(self, problem: Problem, records: Sequence[Record]) -> None:
-        """Keep the records of one run over one problem, and take the problem off the pending list of their
-        environment."""
+        """Keep the records of one run over one problem, which leaves the pending list of their environment.
+
+        `detail` is cut to `MAX_DETAIL` characters.
+
+        Raises:
+            ValueError: a record is of another problem, a sample is negative or not finite, `error` is NaN, or
+                `created` is not finite.
+        """
         ...
 
     def records(self, environment: str, problem: Problem) -> list[Record]:

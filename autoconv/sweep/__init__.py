@@ -1,5 +1,5 @@
 """Workloads: which convolutions a sweep times."""
 
-from .workload import Layer, crop, demo_layers, packaged_workloads, read_workload
+from autoconv.sweep.workload import Layer, crop, demo_layers, packaged_workloads, read_workload
 
 __all__ = ["Layer", "crop", "demo_layers", "packaged_workloads", "read_workload"]

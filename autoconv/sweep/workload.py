@@ -1,6 +1,6 @@
 """Workloads: the layers of real networks, read from CSV files.
 
-A workload file has one convolution a row. Its columns may stand in any order, and others beside them are ignored:
+A workload file has one convolution a row. Its columns stand in any order; others beside them are ignored:
 
     N, D, H, W, C_in                       input as the convolution receives it
     C_out, KD, KH, KW                      weight, `(C_out, KD, KH, KW, C_in / groups)`
@@ -26,23 +26,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import WorkloadError
-from ..problem import ITEM_BYTES, MAX_ELEMENTS, Problem, dilated
+from autoconv.errors import WorkloadError
+from autoconv.problem import ITEM_BYTES, MAX_ELEMENTS, Problem, dilated
 
 AXES = ("d", "h", "w")
 SIZES = ("N", "D", "H", "W", "C_in", "C_out", "KD", "KH", "KW")
 """The columns without a default."""
 
-_DEFAULTS = {
-    f"{name}_{axis}": value for name, value in (("stride", 1), ("pad", 0), ("dil", 1)) for axis in AXES
-}
+_DEFAULTS = {f"{name}_{axis}": value for name, value in (("stride", 1), ("pad", 0), ("dil", 1)) for axis in AXES}
 _DEFAULTS |= {"groups": 1, "count": 1}
 _TEXTS = ("model", "part", "layer", "source", "dtype")
 _KNOWN = frozenset((*SIZES, *_DEFAULTS, *_TEXTS))
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
 DEMO_GFLOP = 0.13
-"""Most GFLOP of one demo layer: MLX's bundled BLAS does 1.5 to 2 GFLOP/s on a core, and each layer runs some 40 times."""
+"""Most GFLOP of a demo layer: MLX's bundled BLAS does 1.5 to 2 GFLOP/s, and a layer runs some 40 times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,8 @@ def read_workload(path: str | Path) -> list[Layer]:
     """The layers of a workload file, in its order; at least one.
 
     Raises:
-        WorkloadError: the file cannot be read, or is no workload; the message names the file, and the line and the
-            column where there are such.
+        WorkloadError: the file cannot be read, or is no workload; the message names the file, and the line
+            and the column where there are such.
     """
     path = Path(path)
     try:
@@ -90,7 +88,7 @@ def read_workload(path: str | Path) -> list[Layer]:
     names = [name.strip() for name in names]
     for name in SIZES:
         if name not in names:
-            msg = f"{path}, line {line}, column {name}: missing; a workload needs the columns {', '.join(SIZES)}"
+            msg = f"{path}, line {line}, column {name}: missing; a workload has at least {', '.join(SIZES)}"
             raise WorkloadError(msg)
     for name in names:
         if name in _KNOWN and names.count(name) > 1:
@@ -116,17 +114,18 @@ def packaged_workloads() -> dict[str, Path]:
 
 
 def demo_layers() -> list[Layer]:
-    """Real layers of many kinds, each small enough for two slow cores: cropped to `DEMO_GFLOP` where it is not."""
+    """Real layers of many kinds, cropped where over `DEMO_GFLOP`, so that two slow cores can time them."""
     return [crop(layer, DEMO_GFLOP) for layer in read_workload(Path(__file__).with_name("demo.csv"))]
 
 
 def crop(layer: Layer, max_gflop: float) -> Layer:
     """The layer on a smaller frame, with at most `max_gflop` GFLOP or as few as a crop can have.
 
-    The output's D, H and W are cut to one length, the longest that fits; axes that are shorter stay whole. So H and
-    W go first, D where it is longer than what is left of them. An input keeps the remainder that the stride does not
-    reach, and gets no shorter than the kernel spans. Where all three are at their shortest, N is cut. Channels,
-    kernel, stride, padding, dilation, groups and dtype are as they were. A layer that fits is returned as it is.
+    The output's D, H and W are cut to one length, the longest that fits; axes that are shorter stay whole. So
+    H and W go first, D where it is longer than what is left of them. An input keeps the remainder that the
+    stride does not reach, and gets no shorter than the kernel spans. Where all three are at their shortest, N
+    is cut. Channels, kernel, stride, padding, dilation, groups and dtype are as they were. A layer that fits is
+    returned as it is.
     """
     budget = max_gflop * 1e9
     whole = layer.problem
@@ -145,7 +144,7 @@ def crop(layer: Layer, max_gflop: float) -> Layer:
 
 
 def _cut(problem: Problem, length: int) -> Problem:
-    """The problem with at most `length` output positions in D, H and W, as far as inputs can shrink to the kernel."""
+    """The problem with `length` output positions in D, H and W, or as near as its input and kernel let it."""
     batch, *sizes, channels = problem.input_shape
     depth, height, width = (
         max(min(size, dilated(kernel, dilation)), size - max(-((length - output) * stride // spread), 0))
@@ -198,9 +197,8 @@ class _Row:
         )
         for column, size, taps, pad, apart in zip(SIZES[6:], sizes, kernel, padding, dilation, strict=True):
             if dilated(taps, apart) > size + 2 * pad:
-                self.fail(
-                    column, f"the kernel spans {dilated(taps, apart)}, the padded input only {size + 2 * pad}"
-                )
+                span = f"the kernel spans {dilated(taps, apart)}"
+                self.fail(column, f"{span}, the padded input only {size + 2 * pad}")
         groups = self.number("groups", 1)
         if channels % groups or outputs % groups:
             self.fail("groups", f"{groups} does not divide C_in {channels} and C_out {outputs}")

@@ -1,0 +1,40 @@
+"""An autotuner for 3D convolutions in MLX: `autoconv.conv3d` is `mx.conv3d`, only faster."""
+
+from autoconv._version import __version__
+from autoconv.errors import (
+    AccuracyError,
+    AutoconvError,
+    AutoconvWarning,
+    BackendMissingError,
+    ReadOnlyError,
+    SchemaError,
+    SettingsError,
+    StoreError,
+    TuningError,
+    WorkloadError,
+)
+from autoconv.ops import conv3d, conv_general, explain, statistics, tune
+from autoconv.report.explanation import Explanation
+from autoconv.settings import configure, using
+
+__all__ = [
+    "AccuracyError",
+    "AutoconvError",
+    "AutoconvWarning",
+    "BackendMissingError",
+    "Explanation",
+    "ReadOnlyError",
+    "SchemaError",
+    "SettingsError",
+    "StoreError",
+    "TuningError",
+    "WorkloadError",
+    "__version__",
+    "configure",
+    "conv3d",
+    "conv_general",
+    "explain",
+    "statistics",
+    "tune",
+    "using",
+]

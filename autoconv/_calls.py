@@ -1,0 +1,204 @@
+"""The way of a call: from its arguments to the convolution that runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+from autoconv import settings as _settings
+from autoconv._backend import mx
+from autoconv.algorithms._algorithm import Convolution
+from autoconv.decision import Decision, Source
+from autoconv.problem import Problem, Triple, padding_pair
+from autoconv.settings import Policy, Settings
+
+Stream: TypeAlias = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
+
+DTYPES = {mx.float16: "float16", mx.bfloat16: "bfloat16", mx.float32: "float32", mx.float64: "float64"}
+"""Names of the dtypes that MLX convolves."""
+
+RETRY_S = 1.0
+"""How long a native choice for want of time is kept before the shape is looked at again."""
+
+_default_device = mx.default_device
+_gpu = mx.gpu
+
+
+def _gpu_is_default() -> bool:
+    return _default_device().type is _gpu
+
+
+def _name_of_default() -> str:
+    return repr(_default_device())
+
+
+# A Device is hashed by identity, and every look at the default one is a new object.
+device_key: Callable[[], object] = _name_of_default if mx.device_count(mx.gpu) > 1 else _gpu_is_default
+"""The default device as part of a key; its type says enough where there is one GPU, in a third of the time."""
+
+known: dict[object, Convolution] = {}
+"""What runs a call, by all that its caller wrote, the device and the settings' token."""
+
+_counter = itertools.count()
+hit = _counter.__next__
+"""Counts a call whose shape was known; one step for the interpreter, so no thread's count is lost."""
+
+
+def on(stream: Stream) -> AbstractContextManager[Any]:
+    """The stream, or the default one, as a context."""
+    return contextlib.nullcontext() if stream is None else mx.stream(stream)
+
+
+def _tuples(value: object) -> object:
+    """Lists as tuples, all the way down, so that they can be looked up."""
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def call(
+    untouched: Callable[[], mx.array],
+    input: mx.array,
+    weight: mx.array,
+    raw: tuple[object, ...],
+    arguments: dict[str, Any],
+    stream: Stream,
+    changes: dict[str, object],
+) -> mx.array:
+    """A call that is not known as it is written: in other words perhaps, or on a stream, or under its own settings."""
+    settings = _settings.current()
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes:
+        settings = _settings.with_changes(settings, changes)
+    with on(stream):
+        if not (isinstance(input, mx.array) and isinstance(weight, mx.array)):
+            return untouched()
+        device = mx.default_device()
+        key = (input.shape, weight.shape, input.dtype, weight.dtype, *map(_tuples, raw), device_key(), settings.token)
+        try:
+            run = known.get(key)
+        except TypeError:  # an argument that cannot be hashed is one that MLX refuses
+            return untouched()
+        if run is None:
+            run = _decide(input, weight, arguments, settings, device, key)
+            if run is None:
+                return untouched()
+        else:
+            hit()
+        return run(input, weight)
+
+
+def _decide(
+    input: mx.array,
+    weight: mx.array,
+    arguments: dict[str, Any],
+    settings: Settings,
+    device: mx.Device,
+    key: object,
+) -> Convolution | None:
+    """Decide what runs a call and remember it under `key`; None if the call goes to MLX as it is."""
+    dtype = promoted(input.dtype, weight.dtype)
+    if settings.policy is Policy.OFF or dtype is None:
+        return None
+    crop = None
+    try:
+        low, high = padding_pair(arguments["padding"])
+        if min(*low, *high) < 0:
+            crop, low, high = _crop(input.shape, low, high)
+            arguments = {**arguments, "padding": (low, high)}
+        shape = input.shape if crop is None else input[crop].shape
+        problem = Problem.parse(shape, weight.shape, DTYPES[dtype], **arguments)
+    except (TypeError, ValueError):
+        # MLX says what is wrong; but it has no groups in 3D, and its CPU backend ends the process on empty sums.
+        if arguments["groups"] != 1 or 0 in weight.shape or input.shape[-1:] == (0,):
+            raise
+        return None
+    if input.size == 0:
+        return None
+    from autoconv.dispatch import dispatcher  # imports what only a first call needs
+
+    decided = dispatcher().decide(problem, settings, device)
+    convolution = dispatcher().candidate(decided, problem, device).build(problem)
+    run = _adapted(convolution, dtype, crop, cast=input.dtype != weight.dtype)
+    known[key] = _provisional(run, key) if _for_want_of_time(decided, settings) else run
+    return run
+
+
+def promoted(first: mx.Dtype, second: mx.Dtype) -> mx.Dtype | None:
+    """The dtype that MLX computes a convolution of these in; None if it is none that it convolves."""
+    if first not in DTYPES or second not in DTYPES:
+        return None
+    if first == second:
+        return first
+    return mx.float64 if mx.float64 in (first, second) else mx.float32
+
+
+def _crop(shape: Sequence[int], low: Triple, high: Triple) -> tuple[tuple[slice, ...], Triple, Triple]:
+    """What is left of an input under negative padding, which MLX takes off it, and the padding that remains."""
+    inner = (slice(max(0, -a), size - max(0, -b)) for size, a, b in zip(shape[1:4], low, high, strict=True))
+    left_low = (max(0, low[0]), max(0, low[1]), max(0, low[2]))
+    left_high = (max(0, high[0]), max(0, high[1]), max(0, high[2]))
+    return (slice(None), *inner), left_low, left_high
+
+
+def _adapted(run: Convolution, dtype: mx.Dtype, crop: tuple[slice, ...] | None, *, cast: bool) -> Convolution:
+    """`run` for operands as they were passed: of two dtypes, or with padding that is negative."""
+    if not cast and crop is None:
+        return run
+
+    def adapted(input: mx.array, weight: mx.array, /) -> mx.array:
+        if crop is not None:
+            input = input[crop]
+        return run(input.astype(dtype), weight.astype(dtype))
+
+    return adapted
+
+
+def _for_want_of_time(decided: Decision, settings: Settings) -> bool:
+    return decided.source is Source.NATIVE and settings.policy in (Policy.AUTO, Policy.MEASURE)
+
+
+def _provisional(run: Convolution, key: object) -> Convolution:
+    """`run` until some time has passed, when the shape is looked at again."""
+    until = time.monotonic() + RETRY_S
+
+    def provisional(input: mx.array, weight: mx.array, /) -> mx.array:
+        if time.monotonic() > until:
+            known.pop(key, None)
+        return run(input, weight)
+
+    return provisional
+
+
+def forget() -> None:
+    """Forget every decision of this process; databases keep theirs."""
+    known.clear()
+
+
+def hits() -> int:
+    """Calls so far whose shape was known."""
+    return int(repr(_counter).removeprefix("count(").removesuffix(")"))  # a look that does not count
+
+
+def problem_of(
+    input: mx.array | Sequence[int], weight: mx.array | Sequence[int], dtype: str | None, **arguments: Any
+) -> Problem:
+    """The problem that a call poses, of arrays or of their shapes.
+
+    Args:
+        input: The input, or its shape.
+        weight: The weight, or its shape.
+        dtype: The dtype's name. Default: what the arrays promote to, float32 for shapes.
+        arguments: As `Problem.parse` takes them.
+
+    Raises:
+        TypeError, ValueError: as `mx.conv3d`.
+    """
+    shapes = [a.shape if isinstance(a, mx.array) else tuple(a) for a in (input, weight)]
+    if dtype is None:
+        dtypes = [a.dtype for a in (input, weight) if isinstance(a, mx.array)] or [mx.float32]
+        found = promoted(dtypes[0], dtypes[-1])
+        dtype = DTYPES[found] if found is not None else str(dtypes[0]).removeprefix("mlx.core.")
+    return Problem.parse(shapes[0], shapes[1], dtype, **arguments)

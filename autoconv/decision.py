@@ -1,0 +1,265 @@
+"""The one place that decides: from records and limits to a decision that explains itself."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from autoconv.record import Record, Status
+from autoconv.tuning import accuracy as accuracies
+
+NATIVE = "native"
+
+MIN_MARGIN = 0.02
+"""Native is kept unless another is faster by more than this."""
+
+TIE = 0.01
+"""Medians closer than this are a tie, which goes by the candidates' order."""
+
+SINGLE = 1.5
+"""A ratio that rests on a single sample of one side counts from here."""
+
+LOSER = 2.0
+"""A candidate whose first run takes more than this times the best is not timed further."""
+
+
+class Source(StrEnum):
+    """Where a decision came from."""
+
+    MEMORY = "memory"
+    """Known in this process; `statistics` alone uses it."""
+    DATABASE = "database"
+    """Records of the user's own database."""
+    SHIPPED = "shipped"
+    """Records of a database that came with the package."""
+    MODEL = "model"
+    """The learned cost model."""
+    MEASURED = "measured"
+    """Timed just now."""
+    NATIVE = "native"
+    """Nothing is known, or nothing may be done; so MLX's own convolution."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One candidate in the light of the limits.
+
+    Attributes:
+        record: Its record.
+        status: `ok` if it may win, else why not; for a record whose own status is `ok` that can be `inaccurate` or
+            `over_memory` under these limits.
+        speedup: Native's time over its own, of the samples that judge; None where there are none.
+        reason: Why it was or was not taken, in words.
+    """
+
+    record: Record
+    status: Status
+    speedup: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A chosen candidate.
+
+    Attributes:
+        candidate: Its name.
+        source: Where the choice came from.
+        margin: How much faster than native it is, 0.25 being a quarter; 0 for native itself, None where unknown.
+        reason: Why, in words.
+        bound: The relative L2 error that candidates were held to; None where none were compared.
+        accurate: Whether the candidate is within that bound. If none is, the most accurate one is chosen.
+        verdicts: Every candidate that has a record, in their order.
+    """
+
+    candidate: str
+    source: Source
+    margin: float | None
+    reason: str
+    bound: float | None = None
+    accurate: bool = True
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate is held to.
+
+    Attributes:
+        accuracy: `"native"`, `"strict"` or a relative L2 error.
+        memory_bytes: Bytes that its workspace may take.
+        noise: How far native beats itself on this device (see `store.contract.Qualification`).
+    """
+
+    accuracy: str | float = "native"
+    memory_bytes: float = math.inf
+    noise: float = 0.0
+
+
+def native(reason: str, source: Source = Source.NATIVE) -> Decision:
+    """The decision for MLX's own convolution where nothing was compared."""
+    return Decision(NATIVE, source, None, reason)
+
+
+def latest_run(records: Sequence[Record]) -> list[Record]:
+    """The records of the newest run, the last of each candidate; candidates that ended the process are kept
+    whichever run they are of.
+    """
+    if not records:
+        return []
+    newest = records[-1].run
+    kept: dict[str, Record] = {r.candidate: r for r in records if r.status is Status.CRASHED}
+    kept |= {r.candidate: r for r in records if r.run == newest}
+    return list(kept.values())
+
+
+def ratio(base: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """(estimate, lower bound) of the times `base` over the times `other`.
+
+    Both are of Hodges and Lehmann: the median of all ratios between the two sets of samples, and the order statistic
+    of them that the rank-sum test gives for 95% confidence. With three samples each that is the smallest ratio.
+    """
+    ratios = sorted(b / o for b in base for o in other)
+    return statistics.median(ratios), ratios[_rank(len(base), len(other))]
+
+
+def speedup(record: Record, base: Record) -> tuple[float, float] | None:
+    """`ratio` of two records on the samples that judge.
+
+    Where one of the two was given up after its first run, what there is counts only if it differs by more than half;
+    None where there is nothing.
+    """
+    if record.judging_us and base.judging_us:
+        return ratio(base.judging_us, record.judging_us)
+    if base.median_us is None or record.median_us is None:
+        return None
+    found = base.median_us / record.median_us
+    return found, found if max(found, 1 / found) > SINGLE else 1.0
+
+
+@functools.cache
+def _rank(first: int, second: int, confidence: float = 0.95) -> int:
+    """The largest `u` with `P(U < u) <= 1 - confidence`, for the rank-sum statistic `U` of samples of these sizes.
+
+    Mann and Whitney's recurrence: of the arrangements of `m` and `n` values with statistic `u`, those whose largest
+    value is of the first sample have `u - n` without it, the others `u` without it.
+    """
+
+    @functools.cache
+    def arrangements(m: int, n: int, u: int) -> int:
+        if u < 0:
+            return 0
+        if m == 0 or n == 0:
+            return int(u == 0)
+        return arrangements(m - 1, n, u - n) + arrangements(m, n - 1, u)
+
+    allowed, seen, rank = (1 - confidence) * math.comb(first + second, first), 0, 0
+    for u in range(first * second):
+        seen += arrangements(first, second, u)
+        if seen > allowed:
+            break
+        rank = u
+    return rank
+
+
+def choose(
+    records: Sequence[Record],
+    limits: Limits,
+    dtype: str,
+    order: Mapping[str, int],
+    source: Source = Source.DATABASE,
+) -> Decision | None:
+    """The winner among the records of one problem in one environment.
+
+    Args:
+        records: Oldest first; the newest run decides.
+        limits: What candidates are held to.
+        dtype: The problem's dtype.
+        order: Place of each algorithm where times tie, by name and version as `name@version`; records of other
+            algorithms or versions are left out.
+        source: Where the records came from.
+
+    Returns:
+        The decision; None where the records do not tell under these limits, because a candidate that may now run was
+        not timed, or there is no record of native.
+    """
+    known = [r for r in latest_run(records) if f"{r.algorithm}@{r.version}" in order]
+    known.sort(key=lambda r: order[f"{r.algorithm}@{r.version}"])
+    base = next((r for r in known if r.candidate == NATIVE), None)
+    if base is None:
+        return None
+    bound = accuracies.bound(limits.accuracy, dtype, base.error if base.status is not Status.WRONG else None)
+
+    verdicts = [_judge(r, base, bound, limits) for r in known]
+    if any(v.status is Status.OK and not v.record.samples_us for v in verdicts):
+        return None
+    eligible = [v for v in verdicts if v.status is Status.OK]
+    if not eligible:
+        return _least_wrong(verdicts, bound, source)
+
+    fastest = min(statistics.median(v.record.choosing_us) for v in eligible)
+    winner = next(v for v in eligible if statistics.median(v.record.choosing_us) <= fastest * (1 + TIE))
+    safe = next((v for v in eligible if v.record is base), None)
+    margin = None
+    if safe is None:
+        reason = f"the fastest of those that pass; native is {_state(base, verdicts)}"
+    elif winner is safe:
+        margin, reason = 0.0, "native is the fastest"
+    else:
+        found = speedup(winner.record, base)
+        gain, least = found if found is not None else (1.0, 1.0)
+        threshold = 1 + max(MIN_MARGIN, limits.noise)
+        if least > threshold:
+            margin = gain - 1
+            reason = f"{gain:.2f} times as fast as native, {least:.2f} at least"
+        else:
+            reason = (
+                f"native is kept: {winner.record.candidate} is {gain:.2f} times as fast, at least {least:.2f}, "
+                f"and {threshold:.2f} would be needed"
+            )
+            winner, margin = safe, 0.0
+    verdicts = [Verdict(v.record, v.status, v.speedup, reason if v is winner else v.reason) for v in verdicts]
+    return Decision(winner.record.candidate, source, margin, reason, bound, accurate=True, verdicts=tuple(verdicts))
+
+
+def _judge(record: Record, base: Record, bound: float, limits: Limits) -> Verdict:
+    """One record under these limits."""
+    status, reason = record.status, record.detail
+    found = speedup(record, base)
+    gain = found[0] if found else None
+    # Those two depend on the limits, which may be others than when the record was made.
+    if status in {Status.OK, Status.INACCURATE, Status.OVER_MEMORY}:
+        status, reason = Status.OK, record.detail
+        if (record.workspace_bytes or 0) > limits.memory_bytes:
+            status = Status.OVER_MEMORY
+            reason = f"needs {_bytes(record.workspace_bytes or 0)}, over the limit of {_bytes(limits.memory_bytes)}"
+        elif record.error is not None and record.error > bound:
+            status = Status.INACCURATE
+            reason = f"error {record.error:.1e} is over {bound:.1e}"
+        elif not reason and gain is not None and record is not base:
+            reason = f"{gain:.2f} times as fast as native" if gain >= 1 else f"{1 / gain:.2f} times native's time"
+    return Verdict(record, status, gain, reason)
+
+
+def _least_wrong(verdicts: Sequence[Verdict], bound: float, source: Source) -> Decision:
+    """The most accurate of candidates none of which passes; native where there is none."""
+    ran = [v for v in verdicts if v.record.error is not None and v.record.status is not Status.WRONG]
+    if not ran:
+        state = verdicts[0].status.replace("_", " ") if verdicts else "unknown"
+        return Decision(NATIVE, source, None, f"no candidate ran; native is {state}", bound, False, tuple(verdicts))
+    best = min(ran, key=lambda v: v.record.error or 0.0)
+    reason = f"no candidate is within {bound:.1e}; this one, with {best.record.error:.1e}, is the most accurate"
+    return Decision(best.record.candidate, source, None, reason, bound, False, tuple(verdicts))
+
+
+def _state(record: Record, verdicts: Sequence[Verdict]) -> str:
+    found = next(v for v in verdicts if v.record is record)
+    return found.status.replace("_", " ") + (f" ({found.reason})" if found.reason else "")
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

@@ -1,0 +1,451 @@
+"""The dispatcher: which candidate computes a problem, here and now.
+
+It asks, in this order: what this process knows, the user's own database, then by policy the tuner or native. What it
+decides it remembers, so that a shape costs this once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from autoconv import decision as decisions
+from autoconv import device_lock, environment
+from autoconv._backend import mx
+from autoconv.algorithms import Algorithm, Candidate, algorithms, candidates, find
+from autoconv.decision import Decision, Limits, Source, choose
+from autoconv.environment import Environment
+from autoconv.errors import AccuracyError, AutoconvWarning, StoreError, TuningError
+from autoconv.problem import Problem
+from autoconv.record import Record
+from autoconv.report.explanation import Explanation
+from autoconv.settings import Policy, Settings
+from autoconv.store import MemoryStore, Qualification, Store, default_path, open_store
+from autoconv.tuning.bench import Bench, Clock, DeviceBench
+from autoconv.tuning.qualification import Qualifier, fingerprint
+from autoconv.tuning.tuner import Plan, tune
+
+_log = logging.getLogger("autoconv")
+
+MEMORY_SHARE = 0.6
+"""Default memory limit, of the device's recommended working set or memory."""
+
+WAIT_S = 60.0
+"""How long a measurement that was asked for waits for another process that is timing on the device."""
+
+Stores = Callable[[Path, bool], Store]
+Benches = Callable[[Problem, mx.Device], Bench]
+
+
+def _open(path: Path, readonly: bool) -> Store:
+    return open_store(path, readonly=readonly)
+
+
+class Dispatcher:
+    """Decides, and keeps what it needs for that: open stores, qualifications, the time that calls have stalled.
+
+    All methods may be called from any thread.
+
+    Args:
+        registry: The algorithms to choose among. Default: all.
+        stores: Opens a store from a path and whether it is only read. Default: a SQLite file.
+        bench: Makes the bench of a problem. Default: on the device.
+        clock: Seconds, for what timing costs.
+    """
+
+    def __init__(
+        self,
+        registry: Sequence[Algorithm] | None = None,
+        *,
+        stores: Stores = _open,
+        bench: Benches = DeviceBench,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        self._algorithms = tuple(algorithms() if registry is None else registry)
+        self._order = {f"{a.name}@{a.version}": i for i, a in enumerate(self._algorithms)}
+        self._open_store = stores
+        self._bench = bench
+        self._clock = clock
+        self._born = clock()
+        self._stalled_s = 0.0
+        self._told = False
+        self._counts: Counter[Source] = Counter()
+        self._stores: dict[tuple[Path | None, bool], Store] = {}
+        self._qualifications: dict[str, Qualification] = {}
+        self._qualifiers: dict[str, Qualifier] = {}
+        self._dead: set[str] = set()
+        self._warned: set[str] = set()
+        self._lock = threading.RLock()
+        self._timing = threading.RLock()
+
+    # Decisions
+
+    def decide(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
+        """What computes a problem; times it where the policy says so, and never raises for want of a decision."""
+        found = self._decide(problem, settings, device)
+        with self._lock:
+            self._counts[found.source] += 1
+        if not found.accurate:
+            self._warn(f"accuracy {problem.key}", f"{problem}: {found.reason}")
+        return found
+
+    def _decide(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
+        if settings.policy is Policy.OFF:
+            return decisions.native("policy is off")
+        found, why = self.look_up(problem, settings, device), "it is in no database"
+        if found is not None:
+            return found
+        if settings.policy is Policy.RECORD:
+            self._note(problem, settings, device)
+            why = "noted for `autoconv sweep --pending`"
+        elif settings.policy in {Policy.AUTO, Policy.MEASURE}:
+            try:
+                return self._time_in_call(problem, settings, device)
+            except TuningError as error:
+                why = str(error)
+                self._note(problem, settings, device)
+        return self._without_measurement(problem, device, why)
+
+    def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
+        """The decision that the database makes under these settings, None where it does not tell. Never times."""
+        where = environment.of(device)
+        try:
+            records = self.store(settings).records(where.id, problem)
+        except StoreError as error:
+            self._warn("store", str(error))
+            return None
+        return self._choose(records, problem, settings, where, Source.DATABASE)
+
+    def tune(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
+        """Time a problem now, whatever is known of it.
+
+        Raises:
+            TuningError: it cannot be timed now.
+            AccuracyError: no candidate is accurate enough; its records are kept.
+            StoreError: the database cannot be opened or written.
+        """
+        with self._timing:
+            found = self._measure(problem, settings, device, limit_s=math.inf, wait_s=WAIT_S, strict=True)
+        if not found.accurate:
+            msg = f"{problem}: {found.reason}"
+            raise AccuracyError(msg)
+        return found
+
+    def candidate(self, found: Decision, problem: Problem, device: mx.Device) -> Candidate:
+        """The candidate that a decision names."""
+        known = find(found.candidate, problem, environment.of(device).backend, self._algorithms)
+        if known is None:
+            msg = f"{found.candidate} does not apply to {problem}"
+            raise KeyError(msg)
+        return known
+
+    def statistics(self) -> dict[Source, int]:
+        """Decisions made, by source."""
+        with self._lock:
+            return {source: self._counts[source] for source in Source if source is not Source.MEMORY}
+
+    def explanation(
+        self, problem: Problem, settings: Settings, device: mx.Device, found: Decision | None = None
+    ) -> Explanation:
+        """A decision with all that is known about its problem; that of the database, or of its absence, by default."""
+        where = environment.of(device)
+        if found is None:
+            found = decisions.native("policy is off") if settings.policy is Policy.OFF else None
+        if found is None:
+            found = self.look_up(problem, settings, device) or self._without_measurement(
+                problem, device, "it is in no database"
+            )
+        others = [c.name for c in candidates(problem, where.backend, self._algorithms)]
+        return Explanation(problem, where, found, self._memory_bytes(settings, where), tuple(others))
+
+    # Timing
+
+    def _time_in_call(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
+        """Time a problem inside a user's call, within the stall cap where the policy has one."""
+        capped = settings.policy is Policy.AUTO
+        if not self._timing.acquire(blocking=not capped):
+            msg = "another thread is timing"
+            raise TuningError(msg)
+        start = self._clock()
+        try:
+            found = self.look_up(problem, settings, device)  # the thread waited for may have timed this very problem
+            if found is not None:
+                return found
+            left = self._stall_left(settings) if capped else math.inf
+            if left <= 0:
+                msg = f"timing has taken {self._stalled_s:.1f} s of this process already"
+                raise TuningError(msg)
+            found = self._measure(
+                problem, settings, device, limit_s=left, wait_s=0.0 if capped else WAIT_S, strict=False
+            )
+            self._tell_once(self._clock() - start, settings)
+            return found
+        finally:
+            self._stalled_s += self._clock() - start
+            self._timing.release()
+
+    def _stall_left(self, settings: Settings) -> float:
+        age = self._clock() - self._born
+        return settings.stall.seconds + settings.stall.share * age - self._stalled_s
+
+    def _tell_once(self, seconds: float, settings: Settings) -> None:
+        """One line about the first stall, which a user may wonder about."""
+        if self._told:
+            return
+        self._told = True
+        stall = settings.stall
+        most = (
+            f", {stall.seconds:g} s + {stall.share:.0%} of run time at most" if settings.policy is Policy.AUTO else ""
+        )
+        print(
+            f"autoconv: timed 1 conv3d shape in {seconds:.1f} s, as for each new shape{most}; "
+            "AUTOCONV_POLICY=record defers that to `autoconv sweep --pending`",
+            file=sys.stderr,
+        )
+
+    def _measure(
+        self,
+        problem: Problem,
+        settings: Settings,
+        device: mx.Device,
+        *,
+        limit_s: float,
+        wait_s: float,
+        strict: bool,
+    ) -> Decision:
+        """Time a problem and keep its records; with `strict`, a store that fails raises."""
+        where = environment.of(device)
+        if not problem.addressable:
+            msg = "an array of it has more than 2^31-1 elements, which has ended processes"
+            raise TuningError(msg)
+        if where.id in self._dead:
+            msg = "the device stopped answering rightly earlier in this process"
+            raise TuningError(msg)
+        store = self.store(settings, strict=strict)
+        with device_lock.hold(where.id, wait_s) as held:
+            if not held:
+                msg = "another process is timing on this device"
+                raise TuningError(msg)
+            start = self._clock()
+            self._introduce(store, where, strict=strict)
+            qualification = self._qualify(store, where, device, limit_s, strict=strict)
+            limit_s -= self._clock() - start
+            self._require_room(problem, where)
+            records = self._run_bench(problem, settings, device, store, qualification, limit_s)
+            with self._tolerating(strict):
+                store.add(problem, records)
+        found = self._choose(records, problem, settings, where, Source.MEASURED)
+        if found is None:
+            msg = "its measurement does not tell under these settings"
+            raise TuningError(msg)
+        return found
+
+    def _run_bench(
+        self,
+        problem: Problem,
+        settings: Settings,
+        device: mx.Device,
+        store: Store,
+        qualification: Qualification,
+        limit_s: float,
+    ) -> list[Record]:
+        where = environment.of(device)
+
+        @contextlib.contextmanager
+        def guard(candidate: Candidate) -> Iterator[None]:
+            """A note that is found again if the process does not survive."""
+            if store.readonly:
+                yield
+                return
+            store.begin(where.id, problem, candidate.name)
+            try:
+                yield
+            finally:
+                store.end(where.id, problem, candidate.name)
+
+        try:
+            crashed = frozenset(store.unended(where.id, problem))
+            with self._device_errors(where):
+                return tune(
+                    problem,
+                    where.id,
+                    where.backend,
+                    candidates(problem, where.backend, self._algorithms),
+                    self._bench(problem, device),
+                    Plan(
+                        accuracy=settings.accuracy,
+                        memory_bytes=self._memory_bytes(settings, where),
+                        budget_s=settings.budget_ms / 1e3,
+                        limit_s=limit_s,
+                        ceilings=qualification.ceilings,
+                        barred=qualification.barred,
+                        crashed=crashed,
+                    ),
+                    guard=guard,
+                    clock=self._clock,
+                )
+        except StoreError as error:
+            msg = f"no note can be left of what runs: {error}"
+            raise TuningError(msg) from error
+
+    @contextlib.contextmanager
+    def _device_errors(self, where: Environment) -> Iterator[None]:
+        """Turn what MLX raises outside a candidate's own run into `TuningError`."""
+        try:
+            yield
+        except TuningError as error:
+            if "no longer answers" in str(error):
+                self._dead.add(where.id)
+            raise
+        except (RuntimeError, ValueError, MemoryError) as error:
+            msg = f"the bench failed: {' '.join(str(error).split())}"
+            raise TuningError(msg) from error
+
+    def _qualify(
+        self, store: Store, where: Environment, device: mx.Device, limit_s: float, *, strict: bool
+    ) -> Qualification:
+        """The device's qualification; goes on with it if it is not complete."""
+        known = self.qualification(store, where)
+        if known is not None:
+            return known
+        qualifier = self._qualifiers.get(where.id)
+        if qualifier is None:
+            qualifier = self._qualifiers[where.id] = Qualifier(where, device, self._algorithms, clock=self._clock)
+        with self._device_errors(where):
+            done = qualifier.advance(limit_s)
+        if done is None:
+            msg = "the device is not qualified yet"
+            raise TuningError(msg)
+        for name, why in done.barred.items():
+            self._warn(f"barred {where.id} {name}", f"{name} is not used on {where}: {why}")
+        self._qualifications[where.id] = done
+        with self._tolerating(strict):
+            store.qualify(done)
+        return done
+
+    def qualification(self, store: Store, where: Environment) -> Qualification | None:
+        """What is known of a device from its first run, None before that."""
+        known = self._qualifications.get(where.id)
+        if known is None:
+            try:
+                known = store.qualification(where.id, fingerprint(self._algorithms))
+            except StoreError as error:
+                self._warn("store", str(error))
+            if known is not None:
+                self._qualifications[where.id] = known
+        return known
+
+    def _require_room(self, problem: Problem, where: Environment) -> None:
+        """Room for the operands, float16's scaled copy of the input, and two results."""
+        needed = 2 * problem.input_bytes + problem.weight_bytes + 2 * problem.output_bytes
+        free = environment.free_bytes(where)
+        if needed > free:
+            msg = f"timing needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+            raise TuningError(msg)
+
+    # What decisions rest on
+
+    def _choose(
+        self, records: Sequence[Record], problem: Problem, settings: Settings, where: Environment, source: Source
+    ) -> Decision | None:
+        known = self._qualifications.get(where.id) or (self.qualification(self.store(settings), where))
+        limits = Limits(
+            accuracy=settings.accuracy,
+            memory_bytes=self._memory_bytes(settings, where),
+            noise=known.noise if known else 0.0,
+        )
+        found = choose(records, limits, problem.dtype, self._order, source)
+        if found is None or find(found.candidate, problem, where.backend, self._algorithms) is None:
+            return None
+        return found
+
+    def _memory_bytes(self, settings: Settings, where: Environment) -> float:
+        if settings.memory_limit is not None:
+            return settings.memory_limit
+        return MEMORY_SHARE * where.memory_bytes or math.inf
+
+    def _without_measurement(self, problem: Problem, device: mx.Device, why: str) -> Decision:
+        """Native; for groups, which MLX has none of in 3D, the first candidate that can."""
+        if problem.groups == 1:
+            return decisions.native(why)
+        others = [
+            c for c in candidates(problem, environment.of(device).backend, self._algorithms) if c.name != "native"
+        ]
+        if not others:
+            return decisions.native(why)
+        return Decision(others[0].name, Source.NATIVE, None, f"{why}; MLX has no groups in 3D")
+
+    # Stores
+
+    def store(self, settings: Settings, *, strict: bool = False) -> Store:
+        """The store of these settings, opened once.
+
+        With `strict` one that cannot be opened raises `StoreError`; else it costs a warning, and a store in memory
+        takes its place.
+        """
+        key = (settings.database, settings.readonly)
+        with self._lock:
+            known = self._stores.get(key)
+            if known is None or (strict and isinstance(known, MemoryStore)):
+                try:
+                    known = self._open_store(settings.database or default_path(), settings.readonly)
+                except StoreError as error:
+                    if strict:
+                        raise
+                    self._warn("store", f"{error}; measurements are kept for this process alone")
+                    known = MemoryStore()
+                self._stores[key] = known
+            return known
+
+    def _introduce(self, store: Store, where: Environment, *, strict: bool) -> None:
+        with self._tolerating(strict):
+            store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
+
+    def _note(self, problem: Problem, settings: Settings, device: mx.Device) -> None:
+        store, where = self.store(settings), environment.of(device)
+        if store.readonly:
+            return
+        with self._tolerating(strict=False):
+            store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
+            store.note(where.id, problem)
+
+    @contextlib.contextmanager
+    def _tolerating(self, strict: bool) -> Iterator[None]:
+        """A store that cannot be written costs one warning, unless `strict`."""
+        try:
+            yield
+        except StoreError as error:
+            if strict:
+                raise
+            self._warn("store", str(error))
+
+    def _warn(self, about: str, text: str) -> None:
+        """Warn once about a thing."""
+        with self._lock:
+            if about in self._warned:
+                return
+            self._warned.add(about)
+        _log.warning(text)
+        warnings.warn(text, AutoconvWarning, stacklevel=2)
+
+    def close(self) -> None:
+        """Close every store; the next decision opens them again."""
+        with self._lock:
+            for store in self._stores.values():
+                store.close()
+            self._stores.clear()
+
+
+@functools.cache
+def dispatcher() -> Dispatcher:
+    """The dispatcher of this process."""
+    return Dispatcher()

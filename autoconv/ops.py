@@ -1,0 +1,300 @@
+"""Drop-ins for `mx.conv3d` and `mx.conv_general`, and what can be asked about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from autoconv import settings as _settings
+from autoconv._backend import mx
+from autoconv._calls import Stream, call, device_key, hit, hits, known, on, problem_of
+from autoconv.decision import Source
+from autoconv.problem import IntOrInts, Padding
+from autoconv.report.explanation import Explanation
+
+_mx_conv3d = mx.conv3d
+_mx_conv_general = mx.conv_general
+_current = _settings.current
+
+
+def conv3d(
+    input: mx.array,
+    weight: mx.array,
+    /,
+    stride: IntOrInts = 1,
+    padding: IntOrInts = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    *,
+    stream: Stream = None,
+    policy: str | None = None,
+    accuracy: str | float | None = None,
+    memory_limit: int | str | None = None,
+) -> mx.array:
+    """3D convolution over an input with several channels, by the fastest way known on this device.
+
+    The first call for a shape may time the ways to compute it; later ones, in this process and the next, use the
+    winner.
+
+    Args:
+        input: Input array of shape `(N, D, H, W, C_in)`.
+        weight: Weight array of shape `(C_out, KD, KH, KW, C_in / groups)`.
+        stride: Kernel strides, one for all or three. Default: `1`.
+        padding: Symmetric input padding, one for all or three. Default: `0`.
+        dilation: Kernel dilation, one for all or three. Default: `1`.
+        groups: Input feature groups; unlike `mx.conv3d`, any number that divides the channels. Default: `1`.
+        stream: Stream or device. Default: the default stream.
+        policy: This call's policy (see `configure`).
+        accuracy: This call's accuracy (see `configure`).
+        memory_limit: This call's memory limit (see `configure`).
+
+    Returns:
+        The convolved array, `(N, OD, OH, OW, C_out)`, lazy as any array of MLX.
+
+    Raises:
+        TypeError, ValueError: for bad arguments, as `mx.conv3d`.
+        SettingsError: for a setting's value that cannot be.
+    """
+    if stream is None and policy is None and accuracy is None and memory_limit is None:
+        try:
+            run = known[
+                input.shape,
+                weight.shape,
+                input.dtype,
+                weight.dtype,
+                stride,
+                padding,
+                dilation,
+                groups,
+                device_key(),
+                _current().token,
+            ]
+        except (KeyError, TypeError, AttributeError):
+            pass
+        else:
+            hit()
+            return run(input, weight)
+    return call(
+        lambda: _mx_conv3d(input, weight, stride, padding, dilation, groups),  # type: ignore[arg-type]
+        input,
+        weight,
+        (stride, padding, dilation, groups),
+        {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+        stream,
+        {"policy": policy, "accuracy": accuracy, "memory_limit": memory_limit},
+    )
+
+
+def conv_general(
+    input: mx.array,
+    weight: mx.array,
+    /,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    kernel_dilation: IntOrInts = 1,
+    input_dilation: IntOrInts = 1,
+    groups: int = 1,
+    flip: bool = False,
+    *,
+    stream: Stream = None,
+    policy: str | None = None,
+    accuracy: str | float | None = None,
+    memory_limit: int | str | None = None,
+) -> mx.array:
+    """General convolution over an input with several channels; in 3D by the fastest way known on this device.
+
+    Args:
+        input: Input array of shape `(N, ..., C_in)`; one that is not 5-dimensional goes to MLX as it is.
+        weight: Weight array of shape `(C_out, ..., C_in / groups)`.
+        stride: Kernel strides, one for all or one an axis. Default: `1`.
+        padding: Input padding: one for all, one an axis, or a pair of low and high ones. Default: `0`.
+        kernel_dilation: Kernel dilation, one for all or one an axis. Default: `1`.
+        input_dilation: Input dilation, one for all or one an axis. Default: `1`.
+        groups: Input feature groups. Default: `1`.
+        flip: Whether to flip the kernel's spatial axes. Default: `False`.
+        stream: Stream or device. Default: the default stream.
+        policy: This call's policy (see `configure`).
+        accuracy: This call's accuracy (see `configure`).
+        memory_limit: This call's memory limit (see `configure`).
+
+    Returns:
+        The convolved array.
+
+    Raises:
+        TypeError, ValueError: for bad arguments, as `mx.conv_general`.
+        SettingsError: for a setting's value that cannot be.
+    """
+    if stream is None and policy is None and accuracy is None and memory_limit is None:
+        try:
+            run = known[
+                input.shape,
+                weight.shape,
+                input.dtype,
+                weight.dtype,
+                stride,
+                padding,
+                kernel_dilation,
+                input_dilation,
+                groups,
+                flip,
+                device_key(),
+                _current().token,
+            ]
+        except (KeyError, TypeError, AttributeError):
+            pass
+        else:
+            hit()
+            return run(input, weight)
+
+    def untouched() -> mx.array:
+        arguments: Any = (stride, padding, kernel_dilation, input_dilation, groups, flip)
+        return _mx_conv_general(input, weight, *arguments)
+
+    if not isinstance(input, mx.array) or input.ndim != 5:
+        with on(stream):
+            return untouched()
+    return call(
+        untouched,
+        input,
+        weight,
+        (stride, padding, kernel_dilation, input_dilation, groups, flip),
+        {
+            "stride": stride,
+            "padding": padding,
+            "dilation": kernel_dilation,
+            "input_dilation": input_dilation,
+            "groups": groups,
+            "flip": flip,
+        },
+        stream,
+        {"policy": policy, "accuracy": accuracy, "memory_limit": memory_limit},
+    )
+
+
+def tune(
+    input: mx.array | Sequence[int],
+    weight: mx.array | Sequence[int],
+    /,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    *,
+    input_dilation: IntOrInts = 1,
+    flip: bool = False,
+    dtype: str | None = None,
+    stream: Stream = None,
+    **changes: Any,
+) -> Explanation:
+    """Time a convolution now, whatever is known of it, and keep what was measured.
+
+    Only shapes and dtype matter: the operands that are timed are random.
+
+    Args:
+        input: Input array, or its shape `(N, D, H, W, C_in)`.
+        weight: Weight array, or its shape `(C_out, KD, KH, KW, C_in / groups)`.
+        stride: As in `conv3d`. Default: `1`.
+        padding: As in `conv_general`. Default: `0`.
+        dilation: As in `conv3d`. Default: `1`.
+        groups: As in `conv3d`. Default: `1`.
+        input_dilation: As in `conv_general`. Default: `1`.
+        flip: As in `conv_general`. Default: `False`.
+        dtype: Name of the dtype. Default: that of the arrays, `"float32"` for shapes.
+        stream: Stream or device. Default: the default device.
+        changes: Settings for this measurement alone (see `configure`).
+
+    Returns:
+        The decision with every candidate's time and error; prints as a table.
+
+    Raises:
+        TypeError, ValueError: for bad arguments, as `mx.conv3d`.
+        TuningError: it cannot be timed now; the message says why.
+        AccuracyError: no candidate is accurate enough.
+        StoreError: the database cannot be opened or written.
+    """
+    from autoconv.dispatch import dispatcher  # imports what only a first call needs
+
+    problem = problem_of(
+        input,
+        weight,
+        dtype,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        input_dilation=input_dilation,
+        groups=groups,
+        flip=flip,
+    )
+    settings = _settings.with_changes(_settings.current(), changes)
+    with on(stream):
+        device = mx.default_device()
+    found = dispatcher().tune(problem, settings, device)
+    known.clear()  # decisions made before may be others now
+    return dispatcher().explanation(problem, settings, device, found)
+
+
+def explain(
+    input: mx.array | Sequence[int],
+    weight: mx.array | Sequence[int],
+    /,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    *,
+    input_dilation: IntOrInts = 1,
+    flip: bool = False,
+    dtype: str | None = None,
+    stream: Stream = None,
+    **changes: Any,
+) -> Explanation:
+    """What would compute a convolution, and why; times nothing.
+
+    Args:
+        input: Input array, or its shape `(N, D, H, W, C_in)`.
+        weight: Weight array, or its shape `(C_out, KD, KH, KW, C_in / groups)`.
+        stride: As in `conv3d`. Default: `1`.
+        padding: As in `conv_general`. Default: `0`.
+        dilation: As in `conv3d`. Default: `1`.
+        groups: As in `conv3d`. Default: `1`.
+        input_dilation: As in `conv_general`. Default: `1`.
+        flip: As in `conv_general`. Default: `False`.
+        dtype: Name of the dtype. Default: that of the arrays, `"float32"` for shapes.
+        stream: Stream or device. Default: the default device.
+        changes: Settings for this question alone (see `configure`).
+
+    Returns:
+        The decision with every candidate's time and error; prints as a table.
+
+    Raises:
+        TypeError, ValueError: for bad arguments, as `mx.conv3d`.
+    """
+    from autoconv.dispatch import dispatcher  # imports what only a first call needs
+
+    problem = problem_of(
+        input,
+        weight,
+        dtype,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        input_dilation=input_dilation,
+        groups=groups,
+        flip=flip,
+    )
+    settings = _settings.with_changes(_settings.current(), changes)
+    with on(stream):
+        device = mx.default_device()
+    return dispatcher().explanation(problem, settings, device)
+
+
+def statistics() -> dict[str, int]:
+    """Decisions since the process started, by where they came from.
+
+    Returns:
+        `memory` counts calls whose shape was known; `database`, `shipped`, `model`, `measured` and `native` count the
+        decisions that made them known.
+    """
+    from autoconv.dispatch import dispatcher  # imports what only a first call needs
+
+    return {str(Source.MEMORY): hits()} | {str(s): n for s, n in dispatcher().statistics().items()}

@@ -1,0 +1,111 @@
+"""An explanation: a decision with all that is known about its problem, as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoconv.decision import Decision
+from autoconv.environment import Environment
+from autoconv.problem import Problem
+
+COLUMNS = ("candidate", "status", "time ms", "spread", "vs native", "error", "workspace MB", "why")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What computes a convolution, and why.
+
+    Attributes:
+        problem: The convolution.
+        environment: Where it would run.
+        decision: What was chosen, from where, and every candidate that has a record.
+        memory_bytes: Bytes that a candidate's workspace may take.
+        candidates: Names of all candidates that apply, measured or not.
+    """
+
+    problem: Problem
+    environment: Environment
+    decision: Decision
+    memory_bytes: float
+    candidates: tuple[str, ...]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A row of text for each candidate, those that were never measured last; in the order of `COLUMNS`."""
+        rows: list[tuple[str, ...]] = []
+        for verdict in self.decision.verdicts:
+            record = verdict.record
+            median, spread = record.median_us, record.spread
+            rows.append(
+                (
+                    record.candidate,
+                    str(verdict.status).replace("_", " "),
+                    "" if median is None else f"{median / 1e3:.3f}",
+                    "" if spread is None else f"{spread:.1%}",
+                    "" if verdict.speedup is None else f"{verdict.speedup:.2f}x",
+                    "" if record.error is None else f"{record.error:.1e}",
+                    "" if record.workspace_bytes is None else f"{record.workspace_bytes / 1e6:.1f}",
+                    verdict.reason,
+                )
+            )
+        measured = {row[0] for row in rows}
+        rows += [(name, "not measured", *[""] * 6) for name in self.candidates if name not in measured]
+        return rows
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain values for JSON: times in microseconds, memory in bytes."""
+        decision = self.decision
+        return {
+            "problem": self.problem.key,
+            "environment": {"id": self.environment.id, **self.environment.identity},
+            "candidate": decision.candidate,
+            "source": str(decision.source),
+            "margin": decision.margin,
+            "reason": decision.reason,
+            "bound": decision.bound,
+            "accurate": decision.accurate,
+            "memory_limit_bytes": self.memory_bytes,
+            "gflop": self.problem.flops / 1e9,
+            "candidates": [
+                {
+                    "candidate": v.record.candidate,
+                    "version": v.record.version,
+                    "status": str(v.status),
+                    "median_us": v.record.median_us,
+                    "samples_us": list(v.record.samples_us),
+                    "spread": v.record.spread,
+                    "speedup": v.speedup,
+                    "error": v.record.error,
+                    "workspace_bytes": v.record.workspace_bytes,
+                    "peak_bytes": v.record.peak_bytes,
+                    "reason": v.reason,
+                }
+                for v in decision.verdicts
+            ],
+            "not_measured": [c for c in self.candidates if c not in {v.record.candidate for v in decision.verdicts}],
+        }
+
+    def summary(self) -> list[str]:
+        """Lines above the table: the problem, the device, the decision, and the limits that candidates were held to."""
+        decision = self.decision
+        limits = f"workspace at most {self.memory_bytes / 1e9:.2f} GB"
+        if decision.bound is not None:
+            limits = f"error at most {decision.bound:.1e}, {limits}"
+        return [
+            f"{self.problem}  ({self.problem.flops / 1e9:.3g} GFLOP)",
+            f"on {self.environment}",
+            f"{decision.candidate}, from {decision.source}: {decision.reason}",
+            limits,
+        ]
+
+    def __str__(self) -> str:
+        """The lines of `summary` and a table in plain text."""
+        return "\n".join([*self.summary(), *plain_table(COLUMNS, self.rows())])
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in plain text, columns as wide as they need."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

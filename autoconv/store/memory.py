@@ -1,0 +1,148 @@
+"""A store that lives as long as the process: for tests, and for when no file can be written."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from autoconv.errors import StoreError
+from autoconv.problem import Problem
+from autoconv.record import Record
+from autoconv.store import rows
+from autoconv.store.contract import Qualification
+
+
+class MemoryStore:
+    """A `Store` in memory. The wrong choice where anything must outlive the process or be seen by another.
+
+    Takes and refuses exactly what a file does, and hands out copies, so that tests on it hold for files.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+        self._environments: dict[str, tuple[str, str]] = {}
+        self._records: dict[str, dict[Problem, list[Record]]] = defaultdict(dict)
+        self._begun: dict[tuple[str, Problem], dict[str, None]] = defaultdict(dict)
+        self._pending: dict[str, dict[Problem, None]] = defaultdict(dict)
+        self._qualifications: dict[tuple[str, str], Qualification] = {}
+
+    @property
+    def readonly(self) -> bool:
+        """False: memory can always be written."""
+        return False
+
+    def add_environment(
+        self, environment: str, identity: Mapping[str, object], circumstances: Mapping[str, object]
+    ) -> None:
+        """As the contract says.
+
+        Raises:
+            TypeError, ValueError: a value that JSON cannot hold.
+        """
+        first, latest = rows.json_text(identity), rows.json_text(circumstances)
+        with self._lock:
+            self._check_open()
+            known = self._environments.get(environment)
+            self._environments[environment] = (known[0] if known else first, latest)
+
+    def environments(self) -> dict[str, tuple[dict[str, object], dict[str, object]]]:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            texts = list(self._environments.items())
+        found = {environment: rows.environment_of(*pair) for environment, pair in texts}
+        return {environment: pair for environment, pair in found.items() if pair is not None}
+
+    def add(self, problem: Problem, records: Sequence[Record]) -> None:
+        """As the contract says."""
+        kept = [rows.checked(problem, record) for record in records]
+        with self._lock:
+            self._check_open()
+            for record in kept:
+                self._records[record.environment].setdefault(problem, []).append(record)
+                self._pending[record.environment].pop(problem, None)
+
+    def records(self, environment: str, problem: Problem) -> list[Record]:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            return list(self._records[environment].get(problem, ()))
+
+    def problems(self, environment: str) -> list[Problem]:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            return list(self._records[environment])
+
+    def begin(self, environment: str, problem: Problem, candidate: str) -> None:
+        """As the contract says, though in memory no note survives the process."""
+        with self._lock:
+            self._check_open()
+            self._begun[environment, problem][candidate] = None
+
+    def end(self, environment: str, problem: Problem, candidate: str) -> None:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            self._begun[environment, problem].pop(candidate, None)
+
+    def unended(self, environment: str, problem: Problem) -> list[str]:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            return list(self._begun[environment, problem])
+
+    def note(self, environment: str, problem: Problem) -> None:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            self._pending[environment].setdefault(problem)
+
+    def pending(self, environment: str) -> list[Problem]:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            return list(self._pending[environment])
+
+    def forget(self, environment: str, problems: Iterable[Problem]) -> None:
+        """As the contract says."""
+        gone = list(problems)
+        with self._lock:
+            self._check_open()
+            for problem in gone:
+                self._pending[environment].pop(problem, None)
+
+    def qualify(self, qualification: Qualification) -> None:
+        """As the contract says.
+
+        Raises:
+            ValueError: a number is not finite.
+        """
+        row = rows.qualification_row(qualification)
+        copy = rows.qualification_of(
+            qualification.environment,
+            qualification.fingerprint,
+            [row[column] for column in rows.QUALIFICATION_COLUMNS],
+        )
+        with self._lock:
+            self._check_open()
+            if copy is not None:
+                self._qualifications[qualification.environment, qualification.fingerprint] = copy
+
+    def qualification(self, environment: str, fingerprint: str) -> Qualification | None:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            return self._qualifications.get((environment, fingerprint))
+
+    def close(self) -> None:
+        """As the contract says; what was kept is gone."""
+        with self._lock:
+            self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = "this store is closed"
+            raise StoreError(msg)

@@ -1,0 +1,234 @@
+"""Rows: how problems, records, environments and qualifications are written down and read back.
+
+Reading trusts nothing: a file may have been edited by hand, damaged, or written by a newer version. What
+cannot be understood is None and a line in the debug log, so that one bad row never costs the rows beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from autoconv.problem import Problem
+from autoconv.record import MAX_DETAIL, Record, Status
+from autoconv.store.contract import Qualification
+
+_log = logging.getLogger(__name__)
+
+RESULT_COLUMNS = (
+    "algorithm",
+    "version",
+    "parameters",
+    "status",
+    "samples_us",
+    "error",
+    "workspace_bytes",
+    "peak_bytes",
+    "detail",
+    "run",
+    "created",
+    "library",
+)
+"""Columns of the records table that `record_of` reads, in its order."""
+
+QUALIFICATION_COLUMNS = ("passed", "barred", "noise", "ceilings", "created")
+"""Columns of the qualifications table that `qualification_of` reads, in its order."""
+
+_RESULT_TYPES = frozenset(
+    (str, str, str, int, str, str, str, error, workspace, peak, str, str, float, str)
+    for error, workspace, peak in itertools.product((float, type(None)), (int, type(None)), (int, type(None)))
+)
+_UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError)
+"""What reading JSON or a number that nobody checked can raise; RecursionError for `[[[[...`."""
+
+
+def checked(problem: Problem, record: Record) -> Record:
+    """The record as a store keeps it: plain floats, `detail` cut to MAX_DETAIL characters and encodable.
+
+    Raises:
+        ValueError: it is of another problem, a sample is negative or not finite, its error is NaN, or
+        `created`
+            is not finite.
+    """
+    if record.problem != problem.key:
+        msg = f"a record of {record.problem!r} cannot be added to {problem.key!r}"
+        raise ValueError(msg)
+    samples = tuple(map(float, record.samples_us))
+    if not all(0 <= sample < math.inf for sample in samples):
+        msg = f"samples must be finite and not negative, got {samples} for {record.candidate}"
+        raise ValueError(msg)
+    error = None if record.error is None else float(record.error)
+    if error is not None and math.isnan(error):
+        msg = f"the error of {record.candidate} is NaN: a result that is no number has error inf"
+        raise ValueError(msg)
+    if not math.isfinite(record.created):
+        msg = f"created must be finite, got {record.created}"
+        raise ValueError(msg)
+    return dataclasses.replace(
+        record,
+        status=Status(record.status),
+        samples_us=samples,
+        error=error,
+        # Messages of the system may hold bytes that are no text, which Python keeps as lone surrogates.
+        detail=record.detail[:MAX_DETAIL].encode(errors="replace").decode(),
+        created=float(record.created),
+    )
+
+
+def record_row(record: Record) -> dict[str, Any]:
+    """The row of the records table that holds a checked record."""
+    row = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    row["status"] = record.status.value
+    row["samples_us"] = json.dumps(record.samples_us)
+    return row
+
+
+def record_of(environment: str, problem: str, row: Sequence[Any]) -> Record | None:
+    """The record that RESULT_COLUMNS hold, None if they hold none."""
+    if tuple(map(type, (environment, problem, *row))) not in _RESULT_TYPES:
+        _log.debug("skipped a record of %s: a column has another type in %r", problem, row)
+        return None
+    try:
+        samples = json.loads(row[4])
+        if type(samples) is not list or not {float, int}.issuperset(map(type, samples)):
+            msg = "samples are no list of numbers"
+            raise ValueError(msg)
+        samples = tuple(map(float, samples))
+        if samples and not (min(samples) >= 0 and all(map(math.isfinite, samples))):
+            msg = "a sample is negative or not finite"
+            raise ValueError(msg)
+        _number(row[10])
+        return Record(problem, environment, row[0], row[1], row[2], Status(row[3]), samples, *row[5:])
+    except _UNREADABLE as error:
+        _log.debug("skipped a record of %s: %s", problem, error)
+        return None
+
+
+def problem_row(problem: Problem) -> dict[str, Any]:
+    """The row of the problems table: the key says all, the rest is for people and queries."""
+    n, d, h, w, c_in = problem.input_shape
+    c_out, kd, kh, kw, _ = problem.weight_shape
+    return {
+        "key": problem.key,
+        "kind": problem.kind.value,
+        "dtype": problem.dtype,
+        "n": n,
+        "d": d,
+        "h": h,
+        "w": w,
+        "c_in": c_in,
+        "c_out": c_out,
+        "kd": kd,
+        "kh": kh,
+        "kw": kw,
+        "groups": problem.groups,
+        "gflop": problem.flops / 1e9,
+    }
+
+
+def problem_of(key: object) -> Problem | None:
+    """The problem with this key, None if no problem has it."""
+    try:
+        return Problem.from_key(key)  # type: ignore[arg-type]
+    except _UNREADABLE as error:
+        _log.debug("skipped a problem: %s", error)
+        return None
+
+
+def json_text(value: Mapping[str, object]) -> str:
+    """A mapping as JSON text.
+
+    Raises:
+        TypeError: JSON has no such value.
+        ValueError: a number is not finite.
+    """
+    return json.dumps(dict(value), allow_nan=False)
+
+
+def environment_of(identity: object, circumstances: object) -> tuple[dict[str, object], dict[str, object]] | None:
+    """An environment's identity and circumstances from their JSON texts, None where they hold no objects."""
+    try:
+        return _mapping(identity), _mapping(circumstances)
+    except _UNREADABLE as error:
+        _log.debug("skipped an environment: %s", error)
+        return None
+
+
+def qualification_row(qualification: Qualification) -> dict[str, Any]:
+    """The row of the qualifications table.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    if not (math.isfinite(qualification.noise) and math.isfinite(qualification.created)):
+        msg = f"noise and created must be finite, got {qualification.noise} and {qualification.created}"
+        raise ValueError(msg)
+    return {
+        "environment": qualification.environment,
+        "fingerprint": qualification.fingerprint,
+        "passed": json.dumps(sorted(qualification.passed)),
+        "barred": json_text(qualification.barred),
+        "noise": float(qualification.noise),
+        "ceilings": json_text(qualification.ceilings),
+        "created": float(qualification.created),
+    }
+
+
+def qualification_of(environment: str, fingerprint: str, row: Sequence[Any]) -> Qualification | None:
+    """The qualification that QUALIFICATION_COLUMNS hold, None if they hold none."""
+    passed, barred, noise, ceilings, created = row
+    try:
+        pairs = frozenset((_text(algorithm), _text(dtype)) for algorithm, dtype in json.loads(passed))
+        return Qualification(
+            environment=environment,
+            fingerprint=fingerprint,
+            passed=pairs,
+            barred=_texts(barred),
+            noise=_number(noise),
+            ceilings={name: _number(value) for name, value in _mapping(ceilings).items()},
+            created=_number(created),
+        )
+    except _UNREADABLE as error:
+        _log.debug("skipped a qualification of %s: %s", environment, error)
+        return None
+
+
+def scrubbed_barred(barred: Any, scrub: Callable[[str], str]) -> str:
+    """The `barred` column with every reason scrubbed; no reasons where they cannot be understood."""
+    try:
+        reasons = _texts(barred)
+    except _UNREADABLE as error:
+        _log.debug("dropped the reasons of a qualification: %s", error)
+        reasons = {}
+    return json.dumps({name: scrub(reason) for name, reason in reasons.items()})
+
+
+def _texts(text: Any) -> dict[str, str]:
+    return {name: _text(value) for name, value in _mapping(text).items()}
+
+
+def _mapping(text: Any) -> dict[str, object]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        msg = f"{text!r} is no JSON object"
+        raise TypeError(msg)
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        msg = f"{value!r} is no text"
+        raise TypeError(msg)
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        msg = f"{value!r} is no finite number"
+        raise TypeError(msg)
+    return float(value)

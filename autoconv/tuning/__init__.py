@@ -1,0 +1,1 @@
+"""Timing candidates, verifying them, and qualifying a device."""

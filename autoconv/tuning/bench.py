@@ -1,0 +1,144 @@
+"""The bench: where candidates of one problem are run, timed and verified on a device.
+
+Times are taken on a stream of their own, since an error in a command buffer poisons the stream that it ran on. A
+sample is the time from before the graph is built until the result is there: users pay for both. Short convolutions
+are repeated within a sample, each depending on the one before through one element of its weight, so that they cannot
+overlap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from autoconv._backend import mx
+from autoconv.algorithms import Candidate, Convolution
+from autoconv.problem import Problem
+from autoconv.tuning.verification import Reference, Verdict, half_scale, make_operands
+
+Clock = Callable[[], float]
+"""Seconds since some moment."""
+
+_OUT_OF_MEMORY = ("unable to allocate", "out of memory", "outofmemory", "insufficient memory", "memoryallocation")
+
+
+class Bench(Protocol):
+    """Runs candidates of one problem. Every method may raise what MLX raises."""
+
+    def verify(self, candidate: Candidate) -> Verdict:
+        """Run a candidate for the first time and compare its result with the reference."""
+        ...
+
+    def sample(self, candidate: Candidate, repetitions: int) -> float:
+        """Seconds of one convolution, the mean of so many one after another."""
+        ...
+
+    def verify_last(self, candidate: Candidate) -> Verdict:
+        """Compare the result that was timed last with the reference."""
+        ...
+
+    def alive(self) -> bool:
+        """Whether the device still answers rightly."""
+        ...
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of MLX says that memory ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+@dataclass
+class _Entry:
+    run: Convolution
+    last: mx.array | None = None
+
+
+class DeviceBench:
+    """A bench on a real device.
+
+    Args:
+        problem: The problem; must be `addressable`.
+        device: Where to run.
+        clock: What time is read from. Default: `time.perf_counter`.
+        seed: Of the operands.
+
+    Raises:
+        RuntimeError: what MLX raises when the operands do not fit.
+    """
+
+    def __init__(self, problem: Problem, device: mx.Device, *, clock: Clock = time.perf_counter, seed: int = 0) -> None:
+        self._problem = problem
+        self._clock = clock
+        self._stream = timing_stream(device)
+        self._entries: dict[Candidate, _Entry] = {}
+        mx.synchronize(mx.default_stream(device))  # what the caller has under way is not to be timed
+        with mx.stream(self._stream):
+            self._input, self._weight = make_operands(problem, seed)
+            self._reference = Reference(problem, self._input, self._weight)
+            mx.synchronize(self._stream)
+
+    def verify(self, candidate: Candidate) -> Verdict:
+        """Run a candidate for the first time, under float16 once more near the top of its range."""
+        entry = self._entries[candidate] = _Entry(candidate.build(self._problem))
+        with mx.stream(self._stream):
+            output = entry.run(self._input, self._weight)
+            if output.shape != self._problem.output_shape:
+                return Verdict(float("inf"), f"the result has shape {output.shape}", 0.0)
+            mx.eval(output)
+            verdict = self._reference.check(output)
+            scale = half_scale(verdict.peak) if self._problem.dtype == "float16" else 1.0
+            if verdict.wrong or scale == 1.0:
+                return verdict
+            del output
+            large = self._reference.check(entry.run(self._input * scale, self._weight), scale)
+        wrong = large.wrong and f"near float16's range, {large.wrong}"
+        return Verdict(max(verdict.error, large.error), wrong, verdict.peak)
+
+    def sample(self, candidate: Candidate, repetitions: int) -> float:
+        """Seconds of one convolution, building its graph included."""
+        entry = self._entries[candidate]
+        entry.last = None  # its buffer may be used again, as between the layers of a network
+        run, input, weight = entry.run, self._input, self._weight
+        with mx.stream(self._stream):
+            mx.synchronize(self._stream)
+            start = self._clock()
+            output = run(input, weight)
+            for _ in range(repetitions - 1):
+                weight = weight.at[0, 0, 0, 0, 0].add(output[-1, -1, -1, -1, -1] * 0)
+                output = run(input, weight)
+            mx.eval(output)
+            mx.synchronize(self._stream)
+            elapsed = self._clock() - start
+        entry.last = output
+        return elapsed / repetitions
+
+    def verify_last(self, candidate: Candidate) -> Verdict:
+        """Compare the result that was timed last with the reference, and let go of it."""
+        entry = self._entries[candidate]
+        last, entry.last = entry.last, None
+        if last is None:
+            msg = f"{candidate.name} has not been timed"
+            raise ValueError(msg)
+        with mx.stream(self._stream):
+            return self._reference.check(last)
+
+    def alive(self) -> bool:
+        """Whether a small matrix product still comes out right."""
+        try:
+            with mx.stream(self._stream):
+                return bool(mx.all(mx.matmul(mx.ones((32, 32)), mx.ones((32, 32))) == 32).item())
+        except (RuntimeError, ValueError):
+            return False
+
+
+def timing_stream(device: mx.Device) -> mx.ThreadLocalStream:
+    """The stream of this thread that times are taken on; made once for a device."""
+    key = repr(device)
+    if key not in _streams:
+        _streams[key] = mx.new_thread_local_stream(device)
+    return _streams[key]
+
+
+_streams: dict[str, mx.ThreadLocalStream] = {}

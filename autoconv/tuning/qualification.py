@@ -1,0 +1,195 @@
+"""The first run on a device: which algorithms are right there, how noisy it is, and what it can do at most."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from autoconv._backend import mx
+from autoconv.algorithms import Algorithm, Candidate, candidates
+from autoconv.decision import NATIVE, ratio
+from autoconv.environment import Environment
+from autoconv.problem import Problem
+from autoconv.store.contract import Qualification
+from autoconv.tuning import accuracy
+from autoconv.tuning.bench import Bench, Clock, DeviceBench, timing_stream
+from autoconv.tuning.tuner import MIN_SAMPLE_S
+
+_log = logging.getLogger("autoconv")
+
+PROBLEMS = (
+    Problem.parse((1, 4, 6, 6, 16), (32, 3, 3, 3, 16), "float32", padding=1),
+    Problem.parse((1, 3, 8, 8, 32), (32, 3, 3, 3, 32), "float16", padding=(0, 1, 1)),
+    Problem.parse((1, 5, 6, 7, 32), (16, 3, 3, 3, 32), "bfloat16", padding=(0, 1, 1)),
+    Problem.parse((2, 7, 7, 9, 16), (32, 3, 3, 3, 16), "float16", stride=2, padding=1),
+    Problem.parse((2, 6, 8, 8, 32), (16, 3, 1, 1, 32), "bfloat16", padding=(1, 0, 0)),
+    Problem.parse((1, 7, 8, 8, 24), (20, 2, 3, 3, 24), "float32", dilation=(2, 1, 2), padding=((2, 1, 0), (0, 1, 2))),
+    Problem.parse((1, 4, 6, 6, 32), (32, 3, 3, 3, 16), "float32", padding=1, groups=2),
+    Problem.parse((1, 8, 5, 5, 16), (16, 5, 3, 3, 16), "float16", padding=2, flip=True),
+)
+"""Eight small problems that between them meet every argument; a few million operations each."""
+
+PROBE_BYTES = 256 * 10**6
+"""Most bytes that the probe of the ceilings takes."""
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+GROSSLY = 10.0
+"""An algorithm fails if its error is over this times what passes under `native`; less is a single candidate's
+affair."""
+
+Benches = Callable[[Problem, mx.Device], Bench]
+
+
+def fingerprint(algorithms: Sequence[Algorithm]) -> str:
+    """Names and versions of the algorithms: with others, a device must be qualified again."""
+    return ",".join(sorted(f"{a.name}@{a.version}" for a in algorithms))
+
+
+class Qualifier:
+    """Qualifies a device step by step, so that it can be spread over several calls.
+
+    Args:
+        environment: The device's environment.
+        device: The device.
+        algorithms: The algorithms to qualify.
+        bench: Makes the bench of a problem. Default: on the device.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        device: mx.Device,
+        algorithms: Sequence[Algorithm],
+        *,
+        bench: Benches = DeviceBench,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        self._environment = environment
+        self._device = device
+        self._algorithms = tuple(algorithms)
+        self._bench = bench
+        self._clock = clock
+        self._failed: dict[str, str] = {}
+        self._ran: set[tuple[str, str]] = set()
+        self._beats: list[float] = []
+        self._ceilings: dict[str, float] = {}
+        self._steps: list[Callable[[], None]] = [
+            *(functools.partial(self._try, problem) for problem in PROBLEMS),
+            *(functools.partial(self._probe_matmul, dtype) for dtype in DTYPES),
+            self._probe_copy,
+            self._probe_launch,
+        ]
+
+    def advance(self, seconds: float = math.inf) -> Qualification | None:
+        """Go on for about so many seconds; the qualification once it is complete, else None.
+
+        Raises:
+            RuntimeError: the device no longer answers rightly.
+        """
+        end = self._clock() + seconds
+        while self._steps:
+            if self._clock() >= end:
+                return None
+            self._steps.pop(0)()
+        return Qualification(
+            environment=self._environment.id,
+            fingerprint=fingerprint(self._algorithms),
+            passed=frozenset(pair for pair in self._ran if pair[0] not in self._failed),
+            barred=dict(self._failed),
+            noise=float(np.quantile(self._beats, 0.95)) if self._beats else 0.0,
+            ceilings=dict(self._ceilings),
+            created=time.time(),
+        )
+
+    def _try(self, problem: Problem) -> None:
+        """Verify every candidate on one problem, and time native against itself."""
+        bench = self._bench(problem, self._device)
+        native_error = None
+        for candidate in candidates(problem, self._environment.backend, self._algorithms):
+            name = candidate.algorithm.name
+            if name == NATIVE and problem.groups > 1:
+                continue  # MLX has none
+            try:
+                verdict = bench.verify(candidate)
+                if name == NATIVE:
+                    native_error = None if verdict.wrong else verdict.error
+                    self._beats += self._against_itself(bench, candidate)
+            except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+                self._fail(name, problem, " ".join(str(error).split())[:200])
+                if not bench.alive():
+                    raise
+                continue
+            self._ran.add((name, problem.dtype))
+            bound = accuracy.bound("native", problem.dtype, native_error)
+            if verdict.wrong:
+                self._fail(name, problem, verdict.wrong)
+            elif verdict.error > GROSSLY * bound:
+                self._fail(name, problem, f"error {verdict.error:.1e} where {bound:.1e} passes")
+
+    def _fail(self, name: str, problem: Problem, why: str) -> None:
+        if name not in self._failed:
+            self._failed[name] = f"{why}, for {problem}"
+            _log.warning("%s is barred on %s: %s", name, self._environment, self._failed[name])
+
+    def _against_itself(self, bench: Bench, candidate: Candidate) -> tuple[float, float]:
+        """How far native beats itself, both ways, by the very bound that decides who wins."""
+        once = bench.sample(candidate, 1)
+        repetitions = max(1, min(50, math.ceil(MIN_SAMPLE_S / once)))
+        samples = [bench.sample(candidate, repetitions) for _ in range(6)]
+        first, second = samples[::2], samples[1::2]
+        return max(0.0, ratio(first, second)[1] - 1), max(0.0, ratio(second, first)[1] - 1)
+
+    def _probe_matmul(self, dtype: str) -> None:
+        """The rate of a square matrix product, as large as runs in about a millisecond."""
+        size, rate = 256, 0.0
+        while 3 * size * size * 4 <= PROBE_BYTES:
+            with mx.stream(timing_stream(self._device)):
+                a = mx.random.uniform(-1, 1, (size, size), key=mx.random.key(0)).astype(getattr(mx, dtype))
+                seconds = self._best_of(3, lambda a=a: a @ a)  # type: ignore[misc]
+            rate = max(rate, 2 * size**3 / seconds / 1e9)
+            if seconds > 1e-3:
+                break
+            size *= 2
+        self._ceilings[f"matmul_{dtype}_gflops"] = rate
+
+    def _probe_copy(self) -> None:
+        """Bytes read and written per second by adding one to an array."""
+        count, rate = 2**20, 0.0
+        while 2 * count * 4 <= PROBE_BYTES:
+            with mx.stream(timing_stream(self._device)):
+                a = mx.zeros((count,), mx.float32)
+                seconds = self._best_of(3, lambda a=a: a + 1)  # type: ignore[misc]
+            rate = max(rate, 2 * count * 4 / seconds / 1e9)
+            if seconds > 2e-3:
+                break
+            count *= 4
+        self._ceilings["copy_gb_per_s"] = rate
+
+    def _probe_launch(self) -> None:
+        """Time of one small operation among many that depend on each other."""
+        chain = 64
+
+        def run() -> mx.array:
+            a = mx.zeros((8,), mx.float32)
+            for _ in range(chain):
+                a = mx.sin(a)
+            return a
+
+        with mx.stream(timing_stream(self._device)):
+            self._ceilings["launch_us"] = self._best_of(3, run) / chain * 1e6
+
+    def _best_of(self, times: int, run: Callable[[], mx.array]) -> float:
+        mx.eval(run())
+        best = math.inf
+        for _ in range(times):
+            start = self._clock()
+            mx.eval(run())
+            best = min(best, self._clock() - start)
+        return best

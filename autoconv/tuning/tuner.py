@@ -1,0 +1,282 @@
+"""The tuner: from a problem to the records of its candidates.
+
+Native runs first. A candidate whose bound by FLOPs or bytes is over three times the best so far is not started.
+Every other runs once and is verified; then those that are right are timed in turns, so that a change of clock or load
+meets them all, and losers drop out. Samples at even turns choose a winner, those at odd turns judge it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from autoconv._version import __version__
+from autoconv.algorithms import Candidate
+from autoconv.decision import LOSER, MIN_MARGIN, NATIVE
+from autoconv.errors import TuningError
+from autoconv.problem import Problem
+from autoconv.record import MAX_DETAIL, Record, Status
+from autoconv.tuning import accuracy as accuracies
+from autoconv.tuning.bench import Bench, Clock, is_out_of_memory
+from autoconv.tuning.verification import Verdict
+
+MIN_SAMPLE_S = 2e-3
+"""Shortest time of one sample: a shorter convolution is repeated within it."""
+
+MAX_REPETITIONS = 100
+FINAL_TURNS = 6
+"""Turns that every finalist gets, whatever the budget: three to choose by and three to judge by."""
+
+MAX_TURNS = 24
+HOPELESS = 3.0
+"""A candidate whose bound is over this times the best is not started."""
+
+CEILING_SLACK = 1.5
+"""What a ceiling from a short probe may be too low by."""
+
+WINOGRAD_GAIN = 5.0625
+"""Multiplications that F(6x6, 3x3) saves over direct convolution (36 * 9 / 64): on Metal, MLX's 2D kernels can be
+that much faster than their FLOPs say."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a tuner is held to.
+
+    Attributes:
+        accuracy: `"native"`, `"strict"` or a relative L2 error.
+        memory_bytes: Bytes that a candidate's workspace may take.
+        budget_s: Seconds of timing, beyond the turns that finalists get in any case.
+        limit_s: Seconds after which nothing more is begun; what is not known by then raises `TuningError`.
+        ceilings: What the device can do at most, from its qualification; none bounds nothing.
+        barred: Algorithms that failed the qualification, and why.
+        crashed: Candidates that ended a process before.
+    """
+
+    accuracy: str | float = "native"
+    memory_bytes: float = math.inf
+    budget_s: float = 0.5
+    limit_s: float = math.inf
+    ceilings: Mapping[str, float] = field(default_factory=dict)
+    barred: Mapping[str, str] = field(default_factory=dict)
+    crashed: frozenset[str] = frozenset()
+
+
+Guard = Callable[[Candidate], AbstractContextManager[None]]
+"""Holds a note in the store while a candidate runs for the first time."""
+
+
+@dataclass
+class _Progress:
+    candidate: Candidate
+    workspace_bytes: int
+    status: Status = Status.OK
+    error: float | None = None
+    detail: str = ""
+    first_s: float = math.inf
+    samples_s: list[float] = field(default_factory=list)
+
+    @property
+    def is_native(self) -> bool:
+        return self.candidate.name == NATIVE
+
+    def drop(self, status: Status, detail: str) -> None:
+        self.status, self.detail = status, detail
+        self.samples_s.clear()
+
+
+def tune(
+    problem: Problem,
+    environment: str,
+    backend: str,
+    candidates: Sequence[Candidate],
+    bench: Bench,
+    plan: Plan | None = None,
+    *,
+    guard: Guard = lambda _: nullcontext(),
+    clock: Clock = time.perf_counter,
+    now: Clock = time.time,
+) -> list[Record]:
+    """The records of all candidates, in their order.
+
+    Args:
+        problem: The problem.
+        environment: Id of the environment.
+        backend: `"metal"`, `"cuda"` or `"cpu"`.
+        candidates: Native first.
+        bench: Where they run.
+        plan: What they are held to.
+        guard: Context in which each candidate but native runs for the first time.
+        clock: Seconds, for the budget.
+        now: Seconds since the epoch, for the records.
+
+    Raises:
+        TuningError: `limit_s` would be passed, or the device no longer answers; nothing is known then.
+    """
+    plan = plan or Plan()
+    start = clock()
+    entries = [_Progress(c, c.cost(problem, backend).workspace_bytes) for c in candidates]
+    native_error = None
+    for entry in entries:
+        best = min((e.first_s for e in entries), default=math.inf)
+        if not _may_start(entry, problem, backend, plan, best):
+            continue
+        bound = math.inf if entry.is_native else accuracies.bound(plan.accuracy, problem.dtype, native_error)
+        with nullcontext() if entry.is_native else guard(entry.candidate):
+            _run_first(entry, bench, bound)
+        if entry.is_native and entry.status is Status.OK:
+            native_error = entry.error
+            # Native is known: the others are taken to need about as long, with one run to verify and one to time.
+            needed = (clock() - start) + entry.first_s * (2 * (len(entries) - 1) + 2 * FINAL_TURNS)
+            if needed > plan.limit_s:
+                msg = f"timing would take about {needed:.1f} s, and {plan.limit_s:.1f} s are left"
+                raise TuningError(msg)
+    _take_turns([e for e in entries if e.status is Status.OK], bench, plan, start, clock)
+    run, created = uuid.uuid4().hex, now()
+    return [
+        Record(
+            problem=problem.key,
+            environment=environment,
+            algorithm=e.candidate.algorithm.name,
+            version=e.candidate.algorithm.version,
+            parameters=e.candidate.parameters,
+            status=e.status,
+            samples_us=tuple(round(s * 1e6, 3) for s in e.samples_s),
+            error=e.error,
+            workspace_bytes=e.workspace_bytes,
+            detail=e.detail[:MAX_DETAIL],
+            run=run,
+            created=created,
+            library=__version__,
+        )
+        for e in entries
+    ]
+
+
+def _may_start(entry: _Progress, problem: Problem, backend: str, plan: Plan, best_s: float) -> bool:
+    """Whether a candidate is worth its first run; if not, its status says why."""
+    name, algorithm = entry.candidate.name, entry.candidate.algorithm.name
+    if name in plan.crashed:
+        entry.drop(Status.CRASHED, "the process ended while it ran; not tried again")
+    elif algorithm in plan.barred and not entry.is_native:
+        entry.drop(Status.FAILED, f"barred on this device: {plan.barred[algorithm]}")
+    elif entry.workspace_bytes > plan.memory_bytes:
+        entry.drop(
+            Status.OVER_MEMORY,
+            f"needs {entry.workspace_bytes / 1e6:.1f} MB, the limit was {plan.memory_bytes / 1e6:.1f} MB",
+        )
+    else:
+        least = bound_s(entry.candidate, problem, backend, plan.ceilings)
+        if least > HOPELESS * best_s and not entry.is_native:
+            entry.drop(Status.TOO_SLOW, f"takes {least * 1e3:.3g} ms at least, the best {best_s * 1e3:.3g} ms")
+    return entry.status is Status.OK
+
+
+def bound_s(candidate: Candidate, problem: Problem, backend: str, ceilings: Mapping[str, float]) -> float:
+    """Seconds below which a candidate cannot be, by its FLOPs and bytes and the device's ceilings; 0 if unknown."""
+    cost = candidate.cost(problem, backend)
+    rate = ceilings.get(f"matmul_{problem.dtype}_gflops", math.inf) * 1e9 * CEILING_SLACK
+    if backend == "metal":
+        rate *= WINOGRAD_GAIN
+    copy = ceilings.get("copy_gb_per_s", math.inf) * 1e9 * CEILING_SLACK
+    return max(cost.flops / rate, cost.bytes / copy)
+
+
+def _run_first(entry: _Progress, bench: Bench, bound: float) -> None:
+    """Run a candidate once to verify it and once to see how long it takes."""
+    try:
+        verdict = bench.verify(entry.candidate)
+        _apply(entry, verdict, bound)
+        if entry.status is Status.OK:
+            entry.first_s = bench.sample(entry.candidate, 1)
+    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+        _fail(entry, error, bench)
+
+
+def _apply(entry: _Progress, verdict: Verdict, bound: float) -> None:
+    entry.error = max(verdict.error, entry.error or 0.0)
+    if verdict.wrong:
+        entry.drop(Status.WRONG, verdict.wrong)
+    elif entry.error > bound:
+        entry.drop(Status.INACCURATE, f"error {entry.error:.1e} is over {bound:.1e}")
+
+
+def _fail(entry: _Progress, error: Exception, bench: Bench) -> None:
+    status = Status.OUT_OF_MEMORY if is_out_of_memory(error) else Status.FAILED
+    entry.drop(status, " ".join(f"{type(error).__name__}: {error}".split()))
+    entry.first_s = math.inf
+    if not bench.alive():
+        msg = f"after {entry.candidate.name} failed ({entry.detail}) the device no longer answers rightly"
+        raise TuningError(msg)
+
+
+def _take_turns(contenders: list[_Progress], bench: Bench, plan: Plan, start: float, clock: Clock) -> None:
+    """Time the contenders in turns until the budget is spent, dropping losers."""
+    if not contenders:
+        return
+    best = min(e.first_s for e in contenders)
+    repetitions = max(1, min(MAX_REPETITIONS, math.ceil(MIN_SAMPLE_S / best)))
+    racing = []
+    for entry in contenders:
+        if entry.first_s > LOSER * best:
+            entry.samples_s.append(entry.first_s)
+            entry.detail = f"given up after one run of {entry.first_s / best:.1f} times the best's time"
+        else:
+            racing.append(entry)
+    for turn in range(MAX_TURNS):
+        if turn >= FINAL_TURNS and (len(racing) == 1 or clock() - start > plan.budget_s * (1 + _unclear(racing))):
+            break
+        shift = turn % len(racing)
+        for entry in racing[shift:] + racing[:shift]:
+            try:
+                entry.samples_s.append(bench.sample(entry.candidate, repetitions))
+            except (RuntimeError, ValueError, MemoryError) as error:
+                _fail(entry, error, bench)
+        racing = [e for e in racing if e.status is Status.OK]
+        if turn >= 1 and turn < FINAL_TURNS:
+            racing = _still_racing(racing, over_budget=clock() - start > plan.budget_s)
+        if not racing:
+            break
+    for entry in contenders:
+        if entry.status is Status.OK and len(entry.samples_s) > 1:
+            try:
+                verdict = bench.verify_last(entry.candidate)
+            except (RuntimeError, ValueError, MemoryError) as error:
+                _fail(entry, error, bench)
+            else:
+                if verdict.wrong:
+                    _apply(entry, Verdict(verdict.error, f"in the last run, {verdict.wrong}", verdict.peak), math.inf)
+
+
+def _unclear(racing: list[_Progress]) -> bool:
+    """Whether more samples may settle if the best is faster than native: its median is, and not all its samples."""
+    native = next((e for e in racing if e.is_native), None)
+    if native is None:
+        return False
+    best = min(racing, key=lambda e: statistics.median(e.samples_s))
+    gain = statistics.median(native.samples_s) / statistics.median(best.samples_s)
+    return gain > 1 + MIN_MARGIN and min(native.samples_s) / max(best.samples_s) < 1 + MIN_MARGIN
+
+
+def _still_racing(racing: list[_Progress], *, over_budget: bool) -> list[_Progress]:
+    """Those that can still win: native, the best, and who is not clearly behind it.
+
+    Clearly behind is a fastest sample slower than the best's slowest, by 2% or, past the budget, at all.
+    """
+    if not racing:
+        return racing
+    leader = min(racing, key=lambda e: statistics.median(e.samples_s))
+    worst = max(leader.samples_s) * (1.0 if over_budget else 1.02)
+    kept = []
+    for entry in racing:
+        if entry is leader or entry.is_native or min(entry.samples_s) <= worst:
+            kept.append(entry)
+        else:
+            ratio = statistics.median(entry.samples_s) / statistics.median(leader.samples_s)
+            entry.detail = f"given up after {len(entry.samples_s)} turns at {ratio:.2f} times the best's time"
+    return kept
