@@ -43,12 +43,14 @@ def _parameters(problem: Problem, _backend: str) -> Iterable[Parameters]:
     plan = phases(problem)
     choices = ["split", "pad"] if any(phase.partial for phase in plan) else ["split"]
     frame = problem.input_shape[0] * math.prod(problem.input_shape[2:])
+    padded = problem.input_shape[1] + sum(_padding(plan, problem.input_shape[1]))
     return [
         {"edges": edges}
         for edges in choices
         if all(
             outputs * taps * frame <= MAX_ELEMENTS for phase in plan for outputs, taps in _stacked_images(phase, edges)
         )
+        and (edges == "split" or padded * frame <= MAX_ELEMENTS)
     ]
 
 
@@ -88,10 +90,13 @@ def _build(problem: Problem, edges: str = "split") -> Convolution:
     def stack_weight(weight: mx.array, taps: Sequence[Tap]) -> mx.array:
         """`(C_out, KH, KW, taps * C / groups)`."""
         indices = [tap.index for tap in taps]
-        if len(indices) == 1:
-            return weight[:, indices[0]]
-        chosen = weight[:, indices[0] : indices[-1] + 1 : indices[1] - indices[0]]
-        return mx.flatten(mx.moveaxis(chosen, 1, -2), -2, -1)
+        apart = {b - a for a, b in itertools.pairwise(indices)}
+        if len(apart) == 1:
+            chosen = weight[:, indices[0] : indices[-1] + 1 : apart.pop()]
+            return mx.flatten(mx.moveaxis(chosen, 1, -2), -2, -1)
+        # One tap, or, where a stride steps over the whole input, taps with others between that see only padding.
+        chosen = [weight[:, index] for index in indices]
+        return mx.concatenate(chosen, axis=-1) if len(chosen) > 1 else chosen[0]
 
     def one_phase(phase: Phase, input: mx.array, weight: mx.array) -> mx.array:
         if edges == "pad" and phase.taps:

@@ -7,18 +7,22 @@ extra frame of low depth padding fails it, and its first output frame, 1/OD of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
 from autoconv.algorithms._mlx import conv_general, metal_decomposes
 from autoconv.algorithms.native import workspace_3d
-from autoconv.problem import Problem
+from autoconv.problem import MAX_ELEMENTS, Problem
 
 
 def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
     # Elsewhere there is no rule to fail, and native is this kernel already.
-    return ({},) if backend == "metal" and metal_decomposes(problem) else ()
+    if backend != "metal" or not metal_decomposes(problem) or not problem.addressable:
+        return ()
+    frames = problem.output_shape[1] + _needs_extra_frame(problem)
+    return ({},) if math.prod(problem.output_shape) // problem.output_shape[1] * frames <= MAX_ELEMENTS else ()
 
 
 def _needs_extra_frame(problem: Problem) -> bool:

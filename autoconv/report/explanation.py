@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 from autoconv.decision import Decision
 from autoconv.environment import Environment
 from autoconv.problem import Problem
 
 COLUMNS = ("candidate", "status", "time ms", "spread", "vs native", "error", "workspace MB", "why")
+
+
+WORDS = ("candidate", "status", "why")
+"""Columns of words; the others are numbers."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,17 @@ class Explanation:
             f"{decision.candidate}, from {decision.source}: {decision.reason}",
             limits,
         ]
+
+    def table(self) -> Table:
+        """The rows as a table of rich."""
+        from rich.table import Table  # not paid for by who never prints one
+
+        found = Table(box=None, header_style="bold", pad_edge=False)
+        for name in COLUMNS:
+            found.add_column(name, no_wrap=name != COLUMNS[-1], justify="left" if name in WORDS else "right")
+        for row in self.rows():
+            found.add_row(*row, style="bold" if row[0] == self.decision.candidate else None)
+        return found
 
     def __str__(self) -> str:
         """The lines of `summary` and a table in plain text."""

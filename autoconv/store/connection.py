@@ -55,7 +55,7 @@ def failure(doing: str, file: Path, error: Exception) -> StoreError:
     reason = str(error)
     if isinstance(error, OSError):
         reason = error.strerror or reason
-    elif code == sqlite3.SQLITE_CANTOPEN:
+    elif code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
         # SQLite does not say why.
         try:
             if stat.S_ISDIR(os.stat(file).st_mode):

@@ -1,0 +1,130 @@
+"""The doctor: what this machine has, what is slow about it, where the database lies, whether it is sound."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from autoconv import environment, settings
+from autoconv._backend import mx
+from autoconv._version import __version__
+from autoconv.algorithms import algorithms
+from autoconv.algorithms._mlx import MAX_DECOMPOSED_DEPTH
+from autoconv.environment import Environment
+from autoconv.errors import StoreError
+from autoconv.settings import Settings
+from autoconv.store import Store, default_path, open_store
+from autoconv.tuning.qualification import fingerprint
+
+SLOW_BLAS_GFLOPS = 20.0
+"""A float32 matrix product slower than this on a CPU is the mark of a reference BLAS."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the doctor looked at.
+
+    Attributes:
+        about: What it is.
+        found: What was found.
+        advice: What to do about it; empty where all is well.
+    """
+
+    about: str
+    found: str
+    advice: str = ""
+
+
+def examine(chosen: Settings, device: mx.Device) -> list[Finding]:
+    """Everything worth knowing about this machine and its database; times nothing, writes nothing."""
+    where = environment.of(device)
+    store, database = _database(chosen, where)
+    return [
+        Finding("autoconv", __version__),
+        *_mlx(where),
+        Finding("environment", f"{where.id}: " + ", ".join(f"{k} {v}" for k, v in where.identity.items())),
+        Finding("circumstances", ", ".join(f"{k} {v}" for k, v in where.circumstances.items())),
+        Finding("memory", f"{where.memory_bytes / 1e9:.1f} GB, {environment.free_bytes(where) / 1e9:.1f} GB free now"),
+        Finding("settings", ", ".join(f"{k} {v}" for k, v in settings.as_dict(chosen).items())),
+        database,
+        *(_measured(store, where) if store is not None else ()),
+    ]
+
+
+def table(findings: list[Finding]) -> Table:
+    """The findings as a table of rich; advice stands beneath what it is about."""
+    found = Table(box=None, show_header=False, pad_edge=False)
+    found.add_column(style="bold", no_wrap=True)
+    found.add_column(overflow="fold")
+    for finding in findings:
+        found.add_row(finding.about, finding.found)
+        if finding.advice:
+            found.add_row("", f"→ {finding.advice}", style="yellow")
+    return found
+
+
+def as_dicts(findings: list[Finding]) -> list[dict[str, Any]]:
+    """The findings as plain values for JSON."""
+    return [asdict(finding) for finding in findings]
+
+
+def _mlx(where: Environment) -> Iterator[Finding]:
+    yield Finding("MLX", f"{where.identity['mlx']} on {where}")
+    if where.backend == "metal":
+        rule = f"on Metal it decomposes a 3D convolution with N = 1, KD <= {MAX_DECOMPOSED_DEPTH} and no depth padding"
+    else:
+        rule = f"none on {where.backend}; native is always the 3D convolution"
+    yield Finding("MLX's fixed rule", rule)
+    installed = [name for name in ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13") if _is_installed(name)]
+    if len(installed) > 1:
+        advice = f"uninstall all of {', '.join(installed)}, then install one: they overwrite each other's library file"
+        yield Finding("backends", ", ".join(installed), advice)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _database(chosen: Settings, where: Environment) -> tuple[Store | None, Finding]:
+    path: Path = chosen.database or default_path()
+    if not path.exists():
+        return None, Finding("database", f"{path}, not begun yet")
+    try:
+        store = open_store(path, readonly=True)
+        problems, pending = len(store.problems(where.id)), len(store.pending(where.id))
+        others = len(store.environments()) - (where.id in store.environments())
+    except StoreError as error:
+        return None, Finding("database", str(error), "move the file away, or name another by AUTOCONV_DATABASE")
+    found = f"{path}, {path.stat().st_size / 1e6:.1f} MB: {problems} problems measured here, {pending} pending"
+    return store, Finding("database", found + (f", {others} other environments" if others else ""))
+
+
+def _measured(store: Store, where: Environment) -> Iterator[Finding]:
+    """What the first run on this device found out."""
+    known = store.qualification(where.id, fingerprint(algorithms()))
+    if known is None:
+        yield Finding("qualification", "not done yet; the first measurement does it")
+        return
+    state = "all algorithms are right" if not known.barred else "; ".join(f"{n}: {w}" for n, w in known.barred.items())
+    advice = "barred algorithms are not used here" if known.barred else ""
+    yield Finding("qualification", f"{state}; native beats itself by {known.noise:.1%} at most", advice)
+    rates = {name: rate for name, rate in known.ceilings.items() if name.startswith("matmul")}
+    others = {name: rate for name, rate in known.ceilings.items() if name not in rates}
+    slow = where.backend == "cpu" and rates.get("matmul_float32_gflops", SLOW_BLAS_GFLOPS) < SLOW_BLAS_GFLOPS
+    yield Finding(
+        "ceilings",
+        ", ".join(f"{name} {value:.3g}" for name, value in (rates | others).items()),
+        f"MLX calls {where.identity['blas']}, a slow BLAS; preloading OpenBLAS (LD_PRELOAD) was measured to be "
+        "tens of times as fast"
+        if slow
+        else "",
+    )

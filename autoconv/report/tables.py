@@ -1,0 +1,133 @@
+"""Tables of outcomes, for terminals and for JSON."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from autoconv.sweep.runner import Ending, Outcome
+
+PLAIN_WIDTH = 200
+"""Columns of a table that goes to a file or a pipe."""
+
+
+def console() -> Console:
+    """The console of stdout; wide where that is no terminal."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)
+
+
+def outcome_table(outcomes: Sequence[Outcome]) -> Table:
+    """A row an outcome: network, layer, native's and the best time, winner, speed-up, error."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("network", "layer", "convolution"):
+        table.add_column(name, overflow="fold")
+    for name in ("native ms", "best ms"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("winner", no_wrap=True)
+    for name in ("speed-up", "error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for outcome in outcomes:
+        layer = outcome.layer
+        decision = outcome.decision
+        shape = str(layer.problem) + (" (crop)" if layer.crop_of else "")
+        table.add_row(
+            layer.network,
+            layer.layer,
+            shape,
+            _ms(outcome.native_us) or _native_state(outcome),
+            _ms(outcome.best_us),
+            decision.candidate if decision else str(outcome.ending),
+            "" if outcome.speedup is None else f"{outcome.speedup:.2f}x",
+            "" if outcome.error is None else f"{outcome.error:.1e}",
+        )
+    return table
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Counts and gains of a sweep, as plain values.
+
+    `gain_weighted` is the sum of count x native time over the sum of count x chosen time; `gain_geometric` the
+    geometric mean of native's time over the chosen one's. Both leave out problems that native cannot do.
+    """
+    both = [o for o in outcomes if o.speedup is not None]
+    before = sum(o.layer.count * (o.native_us or 0.0) for o in both)
+    after = sum(o.layer.count * (o.native_us or 0.0) / (o.speedup or 1.0) for o in both)
+    statuses = Counter((v.record.algorithm, str(v.status)) for o in outcomes if o.decision for v in o.decision.verdicts)
+    return {
+        "problems": len(outcomes),
+        "endings": {str(e): n for e, n in Counter(o.ending for o in outcomes).items()},
+        "winners": dict(Counter(o.decision.candidate for o in outcomes if o.decision).most_common()),
+        "native_cannot": sum(o.decision is not None and o.native_us is None for o in outcomes),
+        "gain_weighted": before / after if after else None,
+        "gain_geometric": math.exp(statistics.fmean(math.log(o.speedup or 1.0) for o in both)) if both else None,
+        "best_gain": max((o.speedup or 1.0 for o in both), default=None),
+        "statuses": {f"{algorithm} {status}": n for (algorithm, status), n in sorted(statuses.items())},
+    }
+
+
+def summary_lines(found: dict[str, Any]) -> list[str]:
+    """The summary in a few lines for people."""
+    lines = [f"{found['problems']} problems: " + ", ".join(f"{n} {e}" for e, n in found["endings"].items())]
+    if found["winners"]:
+        lines.append("winners: " + ", ".join(f"{n} {name}" for name, n in found["winners"].items()))
+    if found["gain_weighted"]:
+        lines.append(
+            f"over native: {found['gain_weighted']:.2f}x time-weighted, {found['gain_geometric']:.2f}x geometric mean, "
+            f"{found['best_gain']:.2f}x at most"
+        )
+    if found["native_cannot"]:
+        lines.append(f"{found['native_cannot']} that native cannot do")
+    return lines
+
+
+def outcome_dict(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as plain values for JSON."""
+    layer, decision = outcome.layer, outcome.decision
+    return {
+        "network": layer.network,
+        "part": layer.part,
+        "layer": layer.layer,
+        "count": layer.count,
+        "problem": layer.problem.key,
+        "crop_of": layer.crop_of.key if layer.crop_of else None,
+        "ending": str(outcome.ending),
+        "why": outcome.why,
+        "candidate": decision.candidate if decision else None,
+        "native_us": outcome.native_us,
+        "best_us": outcome.best_us,
+        "speedup": outcome.speedup,
+        "error": outcome.error,
+        "candidates": [
+            {
+                "candidate": v.record.candidate,
+                "status": str(v.status),
+                "median_us": v.record.median_us,
+                "speedup": v.speedup,
+                "error": v.record.error if v.record.error is None or math.isfinite(v.record.error) else None,
+                "reason": v.reason,
+            }
+            for v in (decision.verdicts if decision else ())
+        ],
+    }
+
+
+def failures(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for each problem that was not timed or that no candidate does accurately."""
+    bad = (Ending.NOT_TIMED, Ending.INACCURATE)
+    return [f"{o.ending}: {o.layer.network}, {o.layer.layer}: {o.why}" for o in outcomes if o.ending in bad]
+
+
+def _ms(time_us: float | None) -> str:
+    return "" if time_us is None else f"{time_us / 1e3:.3f}"
+
+
+def _native_state(outcome: Outcome) -> str:
+    verdicts = outcome.decision.verdicts if outcome.decision else ()
+    return next((str(v.status).replace("_", " ") for v in verdicts if v.record.candidate == "native"), "")

@@ -1,0 +1,175 @@
+"""The runner: times the problems of a workload, one after another, and tells how each ended."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import FrameType
+from typing import Protocol
+
+from autoconv._backend import mx
+from autoconv.decision import Decision
+from autoconv.errors import AccuracyError, TuningError
+from autoconv.problem import Problem
+from autoconv.settings import Settings
+from autoconv.sweep.workload import Layer
+
+
+class Ending(StrEnum):
+    """How a problem of a sweep ended."""
+
+    TIMED = "timed"
+    KNOWN = "known"
+    """The database told already."""
+    INACCURATE = "inaccurate"
+    """Timed, and no candidate is accurate enough."""
+    NOT_TIMED = "not timed"
+    """It could not be timed now."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one layer of a sweep ended.
+
+    Attributes:
+        layer: The layer.
+        ending: How it ended.
+        decision: What was chosen; None where nothing is known.
+        why: What stood in the way, in words; empty where nothing did.
+    """
+
+    layer: Layer
+    ending: Ending
+    decision: Decision | None
+    why: str = ""
+
+    @property
+    def native_us(self) -> float | None:
+        """Native's median time in microseconds, None where it has none."""
+        return self._median("native")
+
+    @property
+    def best_us(self) -> float | None:
+        """The chosen candidate's median time in microseconds, None where it has none."""
+        return self._median(self.decision.candidate) if self.decision else None
+
+    @property
+    def error(self) -> float | None:
+        """The chosen candidate's relative L2 error, None where it has none."""
+        if self.decision is None:
+            return None
+        found = (v.record.error for v in self.decision.verdicts if v.record.candidate == self.decision.candidate)
+        return next(found, None)
+
+    @property
+    def speedup(self) -> float | None:
+        """Native's time over the chosen one's, on the samples that judge; None where one of the two has none."""
+        if self.decision is None or self.native_us is None or self.decision.margin is None:
+            return None
+        return 1 + self.decision.margin
+
+    def _median(self, candidate: str) -> float | None:
+        if self.decision is None:
+            return None
+        found = (v.record.median_us for v in self.decision.verdicts if v.record.candidate == candidate)
+        return next(found, None)
+
+
+class Tuner(Protocol):
+    """What a sweep asks of the dispatcher."""
+
+    def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
+        """The decision that the database makes."""
+        ...
+
+    def tune(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
+        """Time a problem now."""
+        ...
+
+
+@dataclass
+class Stop:
+    """Whether a sweep was asked to end; a signal asks it to end after the current problem."""
+
+    asked: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Take Ctrl-C and SIGTERM as the wish to end after the current problem; a second Ctrl-C interrupts it."""
+    stop = Stop()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        if stop.asked.is_set():
+            raise KeyboardInterrupt
+        stop.asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def unique(layers: Iterable[Layer]) -> list[Layer]:
+    """The layers with each problem once, in the order in which each came first, their counts added up."""
+    found: dict[Problem, Layer] = {}
+    for layer in layers:
+        known = found.get(layer.problem)
+        found[layer.problem] = layer if known is None else replace(known, count=known.count + layer.count)
+    return list(found.values())
+
+
+def sweep(
+    layers: Sequence[Layer],
+    tuner: Tuner,
+    settings: Settings,
+    device: mx.Device,
+    *,
+    stop: Stop | None = None,
+    tell: Callable[[Outcome], None] = lambda _: None,
+) -> list[Outcome]:
+    """Time every layer that the database does not tell of yet.
+
+    Args:
+        layers: The layers, in the order in which they are timed.
+        tuner: What times; the dispatcher.
+        settings: What candidates are held to, and the database.
+        device: Where.
+        stop: Ends the sweep after the current problem once it is asked to.
+        tell: Called with each outcome as it comes.
+
+    Returns:
+        The outcomes, in the layers' order; fewer than layers where the sweep was stopped.
+
+    Raises:
+        StoreError: the database cannot be read or written. What was timed before is in it.
+    """
+    outcomes = []
+    for layer in layers:
+        if stop is not None and stop.asked.is_set():
+            break
+        outcome = _one(layer, tuner, settings, device)
+        outcomes.append(outcome)
+        tell(outcome)
+    return outcomes
+
+
+def _one(layer: Layer, tuner: Tuner, settings: Settings, device: mx.Device) -> Outcome:
+    known = tuner.look_up(layer.problem, settings, device)
+    if known is not None:
+        return Outcome(layer, Ending.KNOWN, known)
+    try:
+        return Outcome(layer, Ending.TIMED, tuner.tune(layer.problem, settings, device))
+    except AccuracyError as error:
+        return Outcome(layer, Ending.INACCURATE, tuner.look_up(layer.problem, settings, device), str(error))
+    except TuningError as error:
+        return Outcome(layer, Ending.NOT_TIMED, None, str(error))

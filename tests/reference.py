@@ -1,0 +1,101 @@
+"""3D convolution and its two gradients in NumPy float64: loops over the kernel's taps over a padded input.
+
+Written from the definition; shares no code with what it checks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from autoconv.problem import Problem
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Window: TypeAlias = tuple[slice, ...]
+
+
+def _dilated_and_padded(input: Array, problem: Problem) -> Array:
+    """The input with its zeros written out: between the elements first, then around them."""
+    batch, *sizes, channels = input.shape
+    apart = [(size - 1) * step + 1 for size, step in zip(sizes, problem.input_dilation, strict=True)]
+    spread = np.zeros((batch, *apart, channels))
+    spread[_elements(problem)] = input
+    around = zip(problem.padding_low, problem.padding_high, strict=True)
+    return np.pad(spread, [(0, 0), *around, (0, 0)])
+
+
+def _elements(problem: Problem) -> Window:
+    """Where the input's own elements stand once it is dilated."""
+    return (slice(None), *(slice(None, None, step) for step in problem.input_dilation))
+
+
+def _inside(input: Array, problem: Problem) -> Window:
+    """Where the dilated input stands once it is padded."""
+    around = zip(input.shape[1:4], problem.padding_low, problem.padding_high, strict=True)
+    return (slice(None), *(slice(low, size - high) for size, low, high in around))
+
+
+def _output_sizes(padded: Array, weight: Array, problem: Problem) -> list[int]:
+    return [
+        (size - (kernel - 1) * dilation - 1) // stride + 1
+        for size, kernel, dilation, stride in zip(
+            padded.shape[1:4], weight.shape[1:4], problem.dilation, problem.stride, strict=True
+        )
+    ]
+
+
+def _taps(padded: Array, weight: Array, problem: Problem) -> Iterator[tuple[tuple[int, ...], Window]]:
+    """(index into the weight's depth, height and width, the elements of the padded input that it multiplies)."""
+    sizes = _output_sizes(padded, weight, problem)
+    for place in itertools.product(*map(range, weight.shape[1:4])):
+        window = tuple(
+            slice(k * dilation, k * dilation + (size - 1) * stride + 1, stride)
+            for k, dilation, size, stride in zip(place, problem.dilation, sizes, problem.stride, strict=True)
+        )
+        index = tuple(
+            kernel - 1 - k if problem.flip else k for k, kernel in zip(place, weight.shape[1:4], strict=True)
+        )
+        yield index, (slice(None), *window)
+
+
+def _groups(weight: Array, problem: Problem) -> Iterator[tuple[slice, slice]]:
+    """(output channels, input channels) of each group."""
+    outputs, inputs = weight.shape[0] // problem.groups, weight.shape[4]
+    for group in range(problem.groups):
+        yield slice(group * outputs, (group + 1) * outputs), slice(group * inputs, (group + 1) * inputs)
+
+
+def convolve(input: Array, weight: Array, problem: Problem) -> Array:
+    """`(N, OD, OH, OW, C_out)` from `(N, D, H, W, C_in)` and `(C_out, KD, KH, KW, C_in / groups)`."""
+    padded = _dilated_and_padded(input, problem)
+    output = np.zeros((input.shape[0], *_output_sizes(padded, weight, problem), weight.shape[0]))
+    for index, window in _taps(padded, weight, problem):
+        for outputs, inputs in _groups(weight, problem):
+            output[..., outputs] += padded[window][..., inputs] @ weight[outputs][:, *index].T
+    return output
+
+
+def input_gradient(input: Array, weight: Array, cotangent: Array, problem: Problem) -> Array:
+    """The gradient of `sum(output * cotangent)` with respect to the input."""
+    padded = _dilated_and_padded(input, problem)
+    gradient = np.zeros_like(padded)
+    for index, window in _taps(padded, weight, problem):
+        for outputs, inputs in _groups(weight, problem):
+            gradient[window][..., inputs] += cotangent[..., outputs] @ weight[outputs][:, *index]
+    return gradient[_inside(padded, problem)][_elements(problem)]
+
+
+def weight_gradient(input: Array, weight: Array, cotangent: Array, problem: Problem) -> Array:
+    """The gradient of `sum(output * cotangent)` with respect to the weight."""
+    padded = _dilated_and_padded(input, problem)
+    gradient = np.zeros_like(weight)
+    for index, window in _taps(padded, weight, problem):
+        for outputs, inputs in _groups(weight, problem):
+            seen = padded[window][..., inputs].reshape(-1, weight.shape[4])
+            wanted = cotangent[..., outputs].reshape(len(seen), -1)
+            gradient[outputs, *index] = wanted.T @ seen
+    return gradient

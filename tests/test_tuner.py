@@ -1,0 +1,578 @@
+"""The tuner: what runs, in which order, how often, and what becomes of what fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from replay import ReplayBench, Run, Time, VirtualClock, contenders, replayed
+
+from autoconv import __version__
+from autoconv._backend import mx
+from autoconv.algorithms import Algorithm, Candidate, algorithms, candidates
+from autoconv.decision import Limits, choose
+from autoconv.errors import TuningError
+from autoconv.problem import Problem
+from autoconv.record import MAX_DETAIL, Record, Status
+from autoconv.tuning.bench import DeviceBench
+from autoconv.tuning.tuner import Guard, Plan, tune
+
+PROBLEM = Problem.parse((1, 4, 8, 8, 4), (8, 3, 3, 3, 4), padding=1)
+MS = 1e-3
+CPU = mx.Device(mx.cpu)
+
+
+def race(
+    table: dict[str, Run | Exception],
+    *others: Algorithm,
+    bench: ReplayBench | None = None,
+    plan: Plan | None = None,
+    problem: Problem = PROBLEM,
+    backend: str = "cpu",
+    guard: Guard | None = None,
+) -> dict[str, Record]:
+    """The records of native and the others by name, in the order in which they came."""
+    bench = bench or ReplayBench(table)
+    named = {a.name: a for a in others}
+    field = contenders(*(named.get(name, replayed(name, i)) for i, name in enumerate(bench.table)))
+    found = tune(
+        problem,
+        "somewhere",
+        backend,
+        field,
+        bench,
+        plan,
+        **({} if guard is None else {"guard": guard}),
+        clock=bench.clock,
+        now=lambda: 1234.5,
+    )
+    return {record.candidate: record for record in found}
+
+
+def steady(milliseconds: float) -> Run:
+    return Run((milliseconds * MS,))
+
+
+# Who runs
+
+
+def test_native_runs_first() -> None:
+    bench = ReplayBench({"native": steady(9), "a": steady(1), "b": steady(1)})
+    race({}, bench=bench)
+    assert bench.started() == ["native", "a", "b"]
+    assert bench.calls[:2] == [("verify", "native", 1), ("sample", "native", 1)]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no kernel"), ValueError("groups"), TypeError("cannot")])
+def test_native_that_fails_is_a_record_and_the_others_are_timed(failure: Exception) -> None:
+    found = race({"native": failure, "a": steady(5), "b": steady(5)})
+    assert found["native"].status is Status.FAILED
+    assert found["native"].detail == f"{type(failure).__name__}: {failure}"
+    assert found["native"].error is None
+    for name in ("a", "b"):
+        assert found[name].status is Status.OK
+        assert len(found[name].samples_us) >= 6
+
+
+def test_records_come_in_the_order_of_the_candidates() -> None:
+    found = race({"native": steady(5), "slowest": steady(9), "fails": RuntimeError("no"), "fastest": steady(1)})
+    assert list(found) == ["native", "slowest", "fails", "fastest"]
+
+
+def test_a_candidate_that_raises_costs_nobody_else() -> None:
+    found = race({"native": steady(5), "a": RuntimeError("a kernel\n  did not compile"), "b": steady(4)})
+    assert (found["a"].status, found["a"].samples_us) == (Status.FAILED, ())
+    assert found["a"].detail == "RuntimeError: a kernel did not compile"
+    assert found["b"].status is Status.OK
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[malloc_or_wait] Unable to allocate 34359738368 bytes."),
+        RuntimeError(
+            "[metal::malloc] Attempting to allocate 134668044288 bytes which is greater than the maximum allowed "
+            "buffer size of 86586540032 bytes."
+        ),
+        RuntimeError("[metal::malloc] Resource limit (499000) exceeded."),
+        RuntimeError(
+            "[METAL] Command buffer execution failed: Insufficient Memory "
+            "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."
+        ),
+        RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory"),
+        RuntimeError("cudaErrorMemoryAllocation"),
+        MemoryError(),
+    ],
+    ids=["malloc", "metal buffer", "metal resources", "metal command buffer", "cuda", "cuda name", "host"],
+)
+def test_memory_that_runs_out_has_a_status_of_its_own(error: Exception) -> None:
+    found = race({"native": steady(5), "a": error})
+    assert found["a"].status is Status.OUT_OF_MEMORY
+
+
+def test_a_wrong_result_is_not_timed() -> None:
+    bench = ReplayBench({"native": steady(5), "a": Run((1 * MS,), wrong="the result is not finite")})
+    found = race({}, bench=bench)
+    assert (found["a"].status, found["a"].detail) == (Status.WRONG, "the result is not finite")
+    assert found["a"].samples_us == ()
+    assert ("sample", "a", 1) not in bench.calls
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "native", "passes", "fails"),
+    [
+        ("native", 1e-7, 0.9e-5, 1.1e-5),  # the floor
+        ("native", 2e-5, 3.9e-5, 4.1e-5),  # twice native's
+        ("native", 2e-3, 2e-3, 2.1e-3),  # native itself is lossy: no worse than it
+        ("strict", 2e-5, 0.9e-5, 1.1e-5),
+        (1e-2, 1e-7, 0.9e-2, 1.1e-2),
+    ],
+)
+def test_a_result_over_the_bound_is_inaccurate_and_not_timed(
+    accuracy: str | float, native: float, passes: float, fails: float
+) -> None:
+    bench = ReplayBench({n: Run((MS,), error=e) for n, e in (("native", native), ("good", passes), ("bad", fails))})
+    found = race({}, bench=bench, plan=Plan(accuracy=accuracy))
+    assert found["native"].status is Status.OK
+    assert found["good"].status is Status.OK
+    assert (found["bad"].status, found["bad"].error, found["bad"].samples_us) == (Status.INACCURATE, fails, ())
+    assert "bad" not in bench.turns()
+
+
+@pytest.mark.parametrize("native", [RuntimeError("no"), Run(error=5e-3, wrong="half of it is zero")])
+def test_without_a_right_native_the_strict_bounds_hold(native: Run | Exception) -> None:
+    found = race({"native": native, "good": Run(error=0.9e-5), "bad": Run(error=1.1e-5)})
+    assert (found["good"].status, found["bad"].status) == (Status.OK, Status.INACCURATE)
+
+
+@pytest.mark.parametrize("what", ["flops", "moved"])
+def test_what_cannot_come_within_three_times_the_best_is_not_started(what: str) -> None:
+    # Native takes 1 ms. With a ceiling of 1 G a second, half as much again allowed, 4.5 M take 3 ms at least.
+    ceilings = {"matmul_float32_gflops": 1.0, "copy_gb_per_s": 1.0}
+    hopeful = replayed("hopeful", **{what: 4_400_000})
+    hopeless = replayed("hopeless", **{what: 4_600_000})
+    bench = ReplayBench({"native": steady(1), "hopeful": steady(9), "hopeless": steady(9)})
+    found = race({}, hopeful, hopeless, bench=bench, plan=Plan(ceilings=ceilings))
+    assert bench.started() == ["native", "hopeful"]
+    assert (found["hopeless"].status, found["hopeless"].samples_us) == (Status.TOO_SLOW, ())
+    assert found["hopeless"].error is None
+    assert "3.07 ms" in found["hopeless"].detail
+
+
+def test_metal_may_beat_the_count_of_its_operations_through_winograd() -> None:
+    ceilings = {"matmul_float32_gflops": 1.0}
+    many = replayed("many", flops=4_600_000)
+    table: dict[str, Run | Exception] = {"native": steady(1), "many": steady(1)}
+    assert race(table, many, plan=Plan(ceilings=ceilings), backend="metal")["many"].status is Status.OK
+    assert race(table, many, plan=Plan(ceilings=ceilings), backend="cuda")["many"].status is Status.TOO_SLOW
+
+
+def test_ceilings_of_another_dtype_bound_nothing() -> None:
+    many = replayed("many", flops=10**15, moved=10**15)
+    found = race({"native": steady(1), "many": steady(1)}, many, plan=Plan(ceilings={"matmul_float16_gflops": 1.0}))
+    assert found["many"].status is Status.OK
+
+
+def test_native_is_never_held_to_be_too_slow() -> None:
+    native = replayed("native", 0, flops=10**15)
+    found = race({"native": steady(5), "a": steady(1)}, native, plan=Plan(ceilings={"matmul_float32_gflops": 1.0}))
+    assert found["native"].status is Status.OK
+
+
+def test_a_workspace_over_the_limit_is_not_tried() -> None:
+    bench = ReplayBench({"native": steady(5), "fits": steady(1), "large": steady(1)})
+    at, over = replayed("fits", workspace=1_000_000), replayed("large", workspace=1_000_001)
+    found = race({}, at, over, bench=bench, plan=Plan(memory_bytes=1_000_000))
+    assert bench.started() == ["native", "fits"]
+    assert (found["large"].status, found["large"].workspace_bytes) == (Status.OVER_MEMORY, 1_000_001)
+
+
+def test_what_ended_a_process_is_not_started_again() -> None:
+    bench = ReplayBench({"native": steady(5), "a": steady(1), "b": steady(1)})
+    found = race({}, bench=bench, plan=Plan(crashed=frozenset({"a"})))
+    assert bench.started() == ["native", "b"]
+    assert found["a"].status is Status.CRASHED
+
+
+def test_a_barred_algorithm_is_not_started_and_says_why() -> None:
+    bench = ReplayBench({"native": steady(5), "a": steady(1)})
+    found = race({}, bench=bench, plan=Plan(barred={"a": "silent zeros", "native": "it too"}))
+    assert bench.started() == ["native"]
+    assert found["a"].status is Status.FAILED
+    assert "silent zeros" in found["a"].detail
+    assert found["native"].status is Status.OK
+
+
+# How often
+
+
+def test_a_loser_is_given_up_after_its_first_run() -> None:
+    found = race({"native": steady(10), "close": steady(19), "loser": steady(21)})
+    assert found["loser"].status is Status.OK
+    assert found["loser"].samples_us == (21_000.0,)
+    assert len(found["close"].samples_us) > 1
+
+
+def test_native_too_is_given_up_where_it_loses() -> None:
+    found = race({"native": steady(30), "a": steady(10)})
+    assert found["native"].samples_us == (30_000.0,)
+
+
+def test_turns_rotate_so_that_nobody_always_comes_first() -> None:
+    bench = ReplayBench({name: steady(10) for name in ("native", "a", "b")})
+    race({}, bench=bench, plan=Plan(budget_s=0.001))
+    turns = bench.turns()
+    assert turns[:12] == ["native", "a", "b", "a", "b", "native", "b", "native", "a", "native", "a", "b"]
+
+
+def test_finalists_get_three_samples_to_choose_by_and_three_to_judge_by_past_any_budget() -> None:
+    found = race({name: steady(500) for name in ("native", "a", "b")}, plan=Plan(budget_s=0.001))
+    for record in found.values():
+        assert (len(record.choosing_us), len(record.judging_us)) == (3, 3)
+
+
+def test_who_is_clearly_behind_drops_out_after_two_turns() -> None:
+    found = race({"native": steady(10), "a": steady(10), "behind": steady(15)})
+    assert len(found["behind"].samples_us) == 2
+    assert "1.50 times" in found["behind"].detail
+    assert len(found["a"].samples_us) >= 6
+
+
+def test_native_stays_in_the_race_when_it_is_behind() -> None:
+    found = race({"native": steady(15), "a": steady(10)})
+    assert len(found["native"].samples_us) >= 6
+
+
+@pytest.mark.parametrize(("milliseconds", "repetitions"), [(0.1, 20), (0.001, 100), (2.0, 1), (50.0, 1)])
+def test_short_convolutions_are_repeated_within_a_sample(milliseconds: float, repetitions: int) -> None:
+    bench = ReplayBench({"native": steady(milliseconds), "a": steady(1.5 * milliseconds)})
+    found = race({}, bench=bench)
+    samples = [n for method, _, n in bench.calls if method == "sample"]
+    assert samples[:2] == [1, 1]  # the first run of each
+    assert set(samples[2:]) == {repetitions}
+    assert found["native"].samples_us[-1] == pytest.approx(milliseconds * 1000)  # of one, not of all
+
+
+@pytest.mark.parametrize("budget_s", [0.2, 0.3, 0.4])
+def test_the_budget_ends_the_race(budget_s: float) -> None:
+    bench = ReplayBench({"native": steady(10), "a": steady(10)})
+    start = bench.clock.now
+    found = race({}, bench=bench, plan=Plan(budget_s=budget_s))
+    spent = bench.clock.now - start
+    assert budget_s < spent <= budget_s + 0.021  # a turn of both was begun just before
+    assert len(found["a"].samples_us) == len(found["native"].samples_us) > 6
+
+
+def test_a_race_has_an_end_whatever_the_budget() -> None:
+    found = race({"native": steady(10), "a": steady(10)}, plan=Plan(budget_s=math.inf))
+    assert len(found["a"].samples_us) == 24
+
+
+def test_a_close_race_with_a_faster_candidate_gets_the_budget_twice() -> None:
+    def jumpy(low: float, high: float) -> Run:
+        return Run((low * MS, *[low * MS, high * MS] * 50))
+
+    budget_s = 0.15
+    bench = ReplayBench({"native": jumpy(10, 12), "a": jumpy(9, 11)})
+    start = bench.clock.now
+    race({}, bench=bench, plan=Plan(budget_s=budget_s))
+    assert 2 * budget_s < bench.clock.now - start <= 2 * budget_s + 0.023
+
+
+def test_one_alone_is_not_timed_for_longer_than_it_takes_to_know() -> None:
+    found = race({"native": steady(1), "a": RuntimeError("no")}, plan=Plan(budget_s=100.0))
+    assert len(found["native"].samples_us) == 6
+
+
+# What goes wrong on the way
+
+
+def test_a_candidate_that_fails_in_the_race_leaves_it() -> None:
+    table: dict[str, Run | Exception] = {
+        "native": steady(10),
+        "a": Run((10 * MS, 10 * MS, RuntimeError("out of memory"))),
+        "b": steady(10),
+    }
+    found = race(table)
+    assert (found["a"].status, found["a"].samples_us) == (Status.OUT_OF_MEMORY, ())
+    assert len(found["native"].samples_us) == len(found["b"].samples_us) >= 6
+
+
+def test_the_race_ends_when_all_have_failed() -> None:
+    broken = Run((10 * MS, 10 * MS, RuntimeError("no")))
+    found = race({"native": broken, "a": broken})
+    assert [r.status for r in found.values()] == [Status.FAILED, Status.FAILED]
+
+
+def test_a_last_result_that_is_wrong_makes_its_candidate_wrong() -> None:
+    found = race({"native": steady(10), "a": Run((5 * MS,), last_wrong="the result is not finite"), "b": steady(6)})
+    assert (found["a"].status, found["a"].samples_us) == (Status.WRONG, ())
+    assert found["a"].detail == "in the last run, the result is not finite"
+    assert found["b"].status is Status.OK
+
+
+def test_every_finalist_s_last_result_is_checked() -> None:
+    bench = ReplayBench({"native": steady(10), "a": steady(10), "loser": steady(100), "broken": RuntimeError("no")})
+    race({}, bench=bench)
+    assert [name for method, name, _ in bench.calls if method == "verify_last"] == ["native", "a"]
+
+
+def test_too_little_time_left_is_found_out_by_native_alone() -> None:
+    bench = ReplayBench({"native": steady(100), "a": steady(1), "b": steady(1)})
+    with pytest.raises(TuningError, match=r"1\.0 s are left"):
+        race({}, bench=bench, plan=Plan(limit_s=1.0))
+    assert bench.started() == ["native"]
+
+
+def test_nothing_is_begun_past_the_limit_where_native_fails() -> None:
+    bench = ReplayBench({"native": ValueError("groups"), "slow": steady(5000), "late": steady(1)})
+    with pytest.raises(TuningError):
+        race({}, bench=bench, plan=Plan(limit_s=2.0))
+    assert "late" not in bench.started()
+
+
+def test_nothing_is_begun_past_the_limit_after_a_slow_candidate() -> None:
+    bench = ReplayBench({"native": steady(1), "slow": steady(5000), "late": steady(1)})
+    with pytest.raises(TuningError):
+        race({}, bench=bench, plan=Plan(limit_s=2.0))
+    assert "late" not in bench.started()
+
+
+@pytest.mark.parametrize(
+    "last_words",
+    [RuntimeError("illegal memory access"), Run((5 * MS, 5 * MS, RuntimeError("illegal memory access")))],
+    ids=["in its first run", "in the race"],
+)
+def test_a_device_that_no_longer_answers_ends_it_all(last_words: Run | Exception) -> None:
+    bench = ReplayBench({"native": steady(5), "killer": last_words, "b": steady(5)}, dies_with="killer")
+    with pytest.raises(TuningError, match="after killer failed .*illegal memory access.* no longer answers"):
+        race({}, bench=bench)
+    after = bench.calls[bench.calls.index(("verify", "killer", 1)) :]
+    if isinstance(last_words, Exception):
+        assert [name for _, name, _ in after] == ["killer"]
+
+
+class Notes:
+    """A guard that keeps a note while its candidate runs."""
+
+    def __init__(self, bench: ReplayBench) -> None:
+        self.bench = bench
+        self.held: list[str] = []
+        self.entered: list[str] = []
+        self.left: list[str] = []
+
+    @contextmanager
+    def __call__(self, candidate: Candidate) -> Iterator[None]:
+        assert candidate.name not in self.bench.started()
+        self.entered.append(candidate.name)
+        try:
+            yield
+        finally:
+            self.left.append(candidate.name)
+
+
+def test_a_note_is_held_while_any_candidate_but_native_first_runs() -> None:
+    bench = ReplayBench(
+        {"native": steady(5), "a": steady(5), "fails": RuntimeError("no"), "wrong": Run(wrong="zeros"), "b": steady(5)}
+    )
+    notes = Notes(bench)
+    race({}, bench=bench, guard=notes)
+    assert notes.entered == ["a", "fails", "wrong", "b"] == notes.left
+
+
+def test_the_note_is_taken_away_when_the_device_dies_and_the_process_does_not() -> None:
+    bench = ReplayBench({"native": steady(5), "killer": RuntimeError("x"), "b": steady(5)}, dies_with="killer")
+    notes = Notes(bench)
+    with pytest.raises(TuningError):
+        race({}, bench=bench, guard=notes)
+    assert notes.entered == ["killer"] == notes.left
+
+
+def test_what_is_not_started_leaves_no_note() -> None:
+    bench = ReplayBench({"native": steady(5), "crashed": steady(5), "large": steady(5)})
+    notes = Notes(bench)
+    large = replayed("large", workspace=10)
+    race({}, large, bench=bench, guard=notes, plan=Plan(crashed=frozenset({"crashed"}), memory_bytes=5))
+    assert notes.entered == []
+
+
+# What a record holds
+
+
+def test_a_record_says_where_it_comes_from() -> None:
+    algorithm = replayed("a", version=7, workspace=123)
+    candidate = Candidate(algorithm, (("frames", 8), ("sum", "float32")))
+    field = (*contenders("native"), candidate)
+    bench = ReplayBench({"native": steady(5), candidate.name: Run((4 * MS,), error=3e-7)})
+    first = tune(PROBLEM, "somewhere", "cpu", field, bench, clock=bench.clock, now=lambda: 77.0)
+    again = tune(PROBLEM, "somewhere", "cpu", field, bench, clock=bench.clock)
+    record = first[1]
+    assert record.candidate == "a(frames=8,sum=float32)"
+    assert (record.problem, record.environment) == (PROBLEM.key, "somewhere")
+    assert (record.algorithm, record.version, record.parameters) == ("a", 7, "frames=8,sum=float32")
+    assert (record.error, record.workspace_bytes, record.created) == (3e-7, 123, 77.0)
+    assert record.library == __version__
+    assert set(record.samples_us) == {4000.0}
+    assert len({r.run for r in first}) == len({r.run for r in again}) == 1
+    assert first[0].run != again[0].run
+
+
+def test_an_endless_message_is_cut() -> None:
+    found = race({"native": steady(5), "a": RuntimeError("no " * 10_000)})
+    assert len(found["a"].detail) == MAX_DETAIL
+
+
+outcomes = st.one_of(
+    st.builds(
+        Run,
+        times=st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=8),
+        error=st.sampled_from([0.0, 1e-7, 1e-3]),
+        wrong=st.sampled_from(["", "", "zeros"]),
+        last_wrong=st.sampled_from(["", "", "zeros"]),
+    ),
+    st.builds(
+        Run,
+        times=st.lists(st.one_of(st.floats(1e-6, 1.0), st.just(RuntimeError("no"))), min_size=1, max_size=8),
+    ),
+    st.sampled_from([RuntimeError("no"), MemoryError()]),
+)
+
+
+@given(st.lists(outcomes, min_size=1, max_size=5), st.floats(1e-3, 2.0))
+def test_whatever_candidates_do_each_has_one_record_and_only_the_right_have_times(
+    runs: Sequence[Run | Exception], budget_s: float
+) -> None:
+    names = ["native", "a", "b", "c", "d"][: len(runs)]
+    found = race(dict(zip(names, runs, strict=True)), plan=Plan(budget_s=budget_s))
+    assert list(found) == names
+    for name, run in zip(names, runs, strict=True):
+        record = found[name]
+        assert (record.status is Status.OK) == bool(record.samples_us)
+        assert len(record.samples_us) <= 24
+        if isinstance(run, Exception) or run.wrong:
+            assert record.status is not Status.OK
+    assert all(r.detail for r in found.values() if r.status is not Status.OK)
+    racers = [r for r in found.values() if len(r.samples_us) > 1]
+    if racers:  # whoever held the lead to the end was timed to the end
+        assert max(len(r.samples_us) for r in racers) >= 6
+
+
+def test_a_replay_of_measured_records_leads_to_the_same_decision() -> None:
+    table: dict[str, Run | Exception] = {"native": steady(10), "a": steady(6), "b": steady(9), "c": RuntimeError("no")}
+    noisy = ReplayBench(table, noise=0.05, seed=3)
+    field = contenders(*table)
+    order = {f"{c.algorithm.name}@1": i for i, c in enumerate(field)}
+    measured = tune(PROBLEM, "somewhere", "cpu", field, noisy, clock=noisy.clock)
+    bench = ReplayBench.of(measured)
+    replay = tune(PROBLEM, "somewhere", "cpu", field, bench, clock=bench.clock)
+    first, second = (choose(r, Limits(), "float32", order) for r in (measured, replay))
+    assert first is not None
+    assert second is not None
+    assert first.candidate == second.candidate == "a"
+    assert len(set(measured[1].samples_us)) > 1  # the noise is there, and is the same once more
+    once_more = ReplayBench(table, noise=0.05, seed=3)
+    assert [r.samples_us for r in tune(PROBLEM, "x", "cpu", field, once_more, clock=once_more.clock)] == [
+        r.samples_us for r in measured
+    ]
+
+
+# On a real device
+
+
+REAL = {
+    "float32": Problem.parse((1, 4, 6, 6, 8), (8, 3, 3, 3, 8), padding=1),
+    "float16": Problem.parse((1, 4, 5, 5, 8), (8, 3, 3, 3, 8), "float16", padding=1),
+    "bfloat16": Problem.parse((1, 4, 5, 5, 8), (8, 3, 3, 3, 8), "bfloat16", stride=2, padding=1),
+}
+LARGEST_ERROR = {"float32": 1e-5, "float16": 1.5e-3, "bfloat16": 1e-2}
+SHORT = Plan(budget_s=0.02)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_a_whole_race_on_the_cpu(dtype: str) -> None:
+    problem = REAL[dtype]
+    field = candidates(problem, "cpu")
+    assert len(field) > 1
+    found = tune(problem, "here", "cpu", field, DeviceBench(problem, CPU), SHORT)
+    assert [r.candidate for r in found] == [c.name for c in field]
+    for record in found:
+        assert record.status is Status.OK, record.detail
+        assert record.error is not None
+        assert 0 < record.error < LARGEST_ERROR[dtype]
+        assert all(0 < sample < 60e6 for sample in record.samples_us)
+    assert max(len(r.samples_us) for r in found) >= 6
+
+
+def test_groups_which_mlx_has_none_of_in_3d_are_a_failure_of_native_alone() -> None:
+    problem = Problem.parse((1, 3, 5, 5, 8), (4, 3, 3, 3, 4), groups=2, padding=1)
+    found = tune(problem, "here", "cpu", candidates(problem, "cpu"), DeviceBench(problem, CPU), SHORT)
+    assert found[0].candidate == "native"
+    assert found[0].status is Status.FAILED
+    assert len(found) > 1
+    assert all(r.status is Status.OK for r in found[1:])
+
+
+def test_a_race_leaves_no_trace_in_mlx() -> None:
+    problem = REAL["float16"]
+    mx.random.seed(7)
+    state = [s.tolist() for s in mx.random.state]
+    device, stream = mx.default_device(), mx.default_stream(mx.default_device())
+    mx.eval(mx.zeros((4_000_000,)) + 1)  # raises the peak far over what the race needs, and is let go
+    peak = mx.get_peak_memory()
+    cache = mx.set_cache_limit(123_456_789)
+    try:
+        tune(problem, "here", "cpu", candidates(problem, "cpu"), DeviceBench(problem, CPU), SHORT)
+    finally:
+        cache_after = mx.set_cache_limit(cache)
+    assert [s.tolist() for s in mx.random.state] == state
+    assert mx.default_device() == device
+    assert mx.default_stream(mx.default_device()) == stream
+    assert mx.get_peak_memory() >= peak >= 16_000_000
+    assert cache_after == 123_456_789
+
+
+def test_the_clock_of_a_bench_is_passed_in() -> None:
+    ticks = VirtualClock(0.0)
+
+    def clock() -> float:
+        ticks.pass_(0.25)
+        return ticks.now
+
+    bench = DeviceBench(REAL["float32"], CPU, clock=clock)
+    native = Candidate(algorithms()[0])
+    bench.verify(native)
+    assert bench.sample(native, 1) == 0.25
+    assert bench.sample(native, 5) == 0.05
+
+
+def test_a_bench_has_nothing_to_check_before_it_timed_anything() -> None:
+    bench = DeviceBench(REAL["float32"], CPU)
+    native = Candidate(algorithms()[0])
+    bench.verify(native)
+    with pytest.raises(ValueError, match="has not been timed"):
+        bench.verify_last(native)
+
+
+def test_a_shape_that_is_not_the_output_s_is_wrong() -> None:
+    problem = REAL["float32"]
+
+    def build(_: Problem) -> object:
+        return lambda input, weight: mx.zeros((1, 4, 6, 6, 9))
+
+    short = Algorithm("short", 1, 1, build, replayed("x").cost)  # type: ignore[arg-type]
+    verdict = DeviceBench(problem, CPU).verify(Candidate(short))
+    assert "(1, 4, 6, 6, 9)" in verdict.wrong
+    assert verdict.error == math.inf
+
+
+def test_times_are_values_or_errors() -> None:
+    times: tuple[Time, ...] = (1.0, RuntimeError("no"))
+    bench = ReplayBench({"native": Run(times)})
+    (native,) = contenders("native")
+    assert bench.sample(native, 1) == 1.0
+    with pytest.raises(RuntimeError, match="no"):
+        bench.sample(native, 1)
