@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import click
 
 from autoconv._version import __version__
-from autoconv.errors import AutoconvError
+from autoconv.errors import AutoconvError, AutoconvWarning
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -35,8 +36,16 @@ class _Group(click.Group):
 
 @click.group(cls=_Group)
 @click.version_option(__version__, prog_name="autoconv")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Find, check and remember the fastest way to compute each 3D convolution on this device."""
+    ctx.with_resource(warnings.catch_warnings())
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # it takes more than it names
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_where: Any) -> None:
+    """A warning as one line, without the place in the code, which tells a user of commands nothing."""
+    click.echo(f"{'autoconv' if issubclass(category, AutoconvWarning) else category.__name__}: {message}", err=True)
 
 
 def _database_option(function: Callable[..., None]) -> Callable[..., None]:

@@ -84,7 +84,7 @@ def _build(problem: Problem, edges: str = "split") -> Convolution:
             return mx.flatten(stacked, -2 if groups == 1 else -3, -1)
         span = (stop - start - 1) * frame_step + 1
         images = [grouped(take(input, first, first + span, frame_step)) for first in firsts]
-        stacked = mx.concatenate(images, axis=-1) if len(images) > 1 else images[0]
+        stacked = images[0] if len(images) == 1 else mx.concatenate(images, axis=-1)
         return stacked if groups == 1 else mx.flatten(stacked, -2, -1)
 
     def stack_weight(weight: mx.array, taps: Sequence[Tap]) -> mx.array:
@@ -95,8 +95,8 @@ def _build(problem: Problem, edges: str = "split") -> Convolution:
             chosen = weight[:, indices[0] : indices[-1] + 1 : apart.pop()]
             return mx.flatten(mx.moveaxis(chosen, 1, -2), -2, -1)
         # One tap, or, where a stride steps over the whole input, taps with others between that see only padding.
-        chosen = [weight[:, index] for index in indices]
-        return mx.concatenate(chosen, axis=-1) if len(chosen) > 1 else chosen[0]
+        kernels = [weight[:, index] for index in indices]
+        return kernels[0] if len(kernels) == 1 else mx.concatenate(kernels, axis=-1)
 
     def one_phase(phase: Phase, input: mx.array, weight: mx.array) -> mx.array:
         if edges == "pad" and phase.taps:
