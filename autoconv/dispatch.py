@@ -24,7 +24,7 @@ from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, algorithms, candidates, find
 from autoconv.decision import Decision, Limits, Source, choose
 from autoconv.environment import Environment
-from autoconv.errors import AccuracyError, AutoconvWarning, StoreError, TuningError
+from autoconv.errors import AccuracyError, AutoconvWarning, DeviceLostError, StoreError, TuningError
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.report.explanation import Explanation
@@ -293,6 +293,11 @@ class Dispatcher:
                     guard=guard,
                     clock=self._clock,
                 )
+        except DeviceLostError as error:
+            if not store.readonly:  # a note that is never taken away: the next process does not try it again
+                with self._tolerating(strict=False):
+                    store.begin(where.id, problem, error.candidate)
+            raise
         except StoreError as error:
             msg = f"no note can be left of what runs: {error}"
             raise TuningError(msg) from error
@@ -302,9 +307,8 @@ class Dispatcher:
         """Turn what MLX raises outside a candidate's own run into `TuningError`."""
         try:
             yield
-        except TuningError as error:
-            if "no longer answers" in str(error):
-                self._dead.add(where.id)
+        except DeviceLostError:
+            self._dead.add(where.id)
             raise
         except (RuntimeError, ValueError, MemoryError) as error:
             msg = f"the bench failed: {' '.join(str(error).split())}"

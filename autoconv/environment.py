@@ -83,6 +83,11 @@ def of(device: mx.Device) -> Environment:
 
 
 _environments: dict[str, Environment] = {}
+_taken_at_start: dict[str, int] = {}
+"""Bytes of a CUDA device that others held when it was first looked at, by the environment's id.
+
+What the driver calls free later does not tell: it counts as taken what MLX's own pool holds and will give again.
+"""
 
 
 def _find_out(device: mx.Device) -> Environment:
@@ -99,6 +104,7 @@ def _find_out(device: mx.Device) -> Environment:
         "python": platform.python_version(),
         "power": _power_source(),
     }
+    taken = 0
     memory = int(info.get("max_recommended_working_set_size", 0) or info.get("total_memory", 0) or _host_memory())
     if identity["backend"] == "metal":
         identity["macos"] = platform.mac_ver()[0].split(".")[0]
@@ -106,10 +112,13 @@ def _find_out(device: mx.Device) -> Environment:
         identity["working_set"] = memory
     elif identity["backend"] == "cuda":
         circumstances |= _cuda_libraries()
+        taken = memory - int(info.get("free_memory", memory)) - mx.get_active_memory() - mx.get_cache_memory()
     else:
         identity |= _blas()
     circumstances["memory_bytes"] = int(info.get("memory_size", 0) or memory)
-    return Environment(identity, circumstances, memory)
+    found = Environment(identity, circumstances, memory)
+    _taken_at_start[found.id] = max(0, taken)
+    return found
 
 
 def backend_of(device_type: mx.DeviceType) -> str:
@@ -120,15 +129,9 @@ def backend_of(device_type: mx.DeviceType) -> str:
 
 
 def free_bytes(environment: Environment) -> int:
-    """Bytes that timing may take now: the memory less what MLX has active less a tenth; on a GPU or host that tells
-    how much is free, no more than that.
-    """
-    room = environment.memory_bytes * 9 // 10 - mx.get_active_memory()
-    if environment.backend == "cuda":
-        free = mx.device_info(mx.gpu).get("free_memory")
-        if free is not None:
-            room = min(room, int(free) + mx.get_cache_memory())
-    elif environment.backend == "cpu":
+    """Bytes that timing may take now: the memory less what MLX has active, what others hold, and a tenth."""
+    room = environment.memory_bytes * 9 // 10 - mx.get_active_memory() - _taken_at_start.get(environment.id, 0)
+    if environment.backend == "cpu":
         room = min(room, _host_available())
     return max(0, room)
 

@@ -6,6 +6,7 @@
     ├── WorkloadError                  a workload file cannot be read; names file, line and column (also a ValueError)
     ├── AccuracyError                  no candidate is accurate enough; raised by `tune` and the sweep, never by a call
     ├── TuningError                    a problem could not be timed now: no time, no memory, or the device is in use
+    │   └── DeviceLostError            a candidate broke the device for this process; nothing more is timed in it
     └── StoreError                     a database cannot be opened, read or written
         ├── SchemaError                it was written by a newer autoconv, or is no autoconv database
         └── ReadOnlyError              it is open for reading only
@@ -40,6 +41,18 @@ class AccuracyError(AutoconvError, RuntimeError):
 
 class TuningError(AutoconvError, RuntimeError):
     """A problem could not be timed now; the message says why and what to do."""
+
+
+class DeviceLostError(TuningError):
+    """A candidate failed so that the device no longer answers rightly in this process.
+
+    Attributes:
+        candidate: Its name.
+    """
+
+    def __init__(self, message: str, candidate: str) -> None:
+        super().__init__(message)
+        self.candidate = candidate
 
 
 class StoreError(AutoconvError, RuntimeError):

@@ -27,7 +27,7 @@ class Status(StrEnum):
     OVER_MEMORY = "over_memory"
     """Its workspace is over the memory limit it was held to; not started."""
     CRASHED = "crashed"
-    """The process ended while it ran; never tried again for this problem."""
+    """The process ended while it ran, or lost the device; never tried again for this problem."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,16 @@ def _sum_dtype(*parts: mx.array) -> mx.array:
 def _build(problem: Problem, sum: str = "float32") -> Convolution:
     plan = phases(problem)
     convolve, orient = flat_convolution(problem), flipped(problem)
-    add = _sum_float32 if sum == "float32" and problem.item_bytes == 2 else _sum_dtype
+    wide = sum == "float32" and problem.item_bytes == 2
     batch, outputs = problem.input_shape[0], problem.output_shape[1]
     several = problem.weight_shape[1] > 1
+
+    def add(parts: list[mx.array]) -> mx.array:
+        if len(parts) == 1:
+            return parts[0]
+        if wide:
+            return _sum_float32(*parts)
+        return parts[0] + parts[1] if len(parts) == 2 else _sum_dtype(*parts)
 
     def one_phase(phase: Phase, input: mx.array, weight: mx.array) -> mx.array:
         results = {}
@@ -77,7 +84,7 @@ def _build(problem: Problem, sum: str = "float32") -> Convolution:
             if not parts:
                 summed.append(zeros_like_output(problem, segment.stop - segment.start, weight))
             else:
-                summed.append(add(*parts) if len(parts) > 1 else parts[0])
+                summed.append(add(parts))
         return mx.concatenate(summed, axis=1) if len(summed) > 1 else summed[0]
 
     def run(input: mx.array, weight: mx.array, /) -> mx.array:

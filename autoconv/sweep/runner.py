@@ -13,7 +13,7 @@ from typing import Protocol
 
 from autoconv._backend import mx
 from autoconv.decision import Decision
-from autoconv.errors import AccuracyError, TuningError
+from autoconv.errors import AccuracyError, DeviceLostError, TuningError
 from autoconv.problem import Problem
 from autoconv.settings import Settings
 from autoconv.sweep.workload import Layer
@@ -152,6 +152,8 @@ def sweep(
 
     Raises:
         StoreError: the database cannot be read or written. What was timed before is in it.
+        DeviceLostError: a candidate broke the device for this process. It is noted, so that the same sweep in a new
+            process goes on without it.
     """
     outcomes = []
     for layer in layers:
@@ -160,6 +162,7 @@ def sweep(
         outcome = _one(layer, tuner, settings, device)
         outcomes.append(outcome)
         tell(outcome)
+        mx.clear_cache()  # the next problem has other sizes, and what others left would take its room
     return outcomes
 
 
@@ -171,5 +174,7 @@ def _one(layer: Layer, tuner: Tuner, settings: Settings, device: mx.Device) -> O
         return Outcome(layer, Ending.TIMED, tuner.tune(layer.problem, settings, device))
     except AccuracyError as error:
         return Outcome(layer, Ending.INACCURATE, tuner.look_up(layer.problem, settings, device), str(error))
+    except DeviceLostError:
+        raise
     except TuningError as error:
         return Outcome(layer, Ending.NOT_TIMED, None, str(error))

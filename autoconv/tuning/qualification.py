@@ -14,6 +14,7 @@ from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, candidates
 from autoconv.decision import NATIVE, ratio
 from autoconv.environment import Environment
+from autoconv.errors import DeviceLostError
 from autoconv.problem import Problem
 from autoconv.store.contract import Qualification
 from autoconv.tuning import accuracy
@@ -85,7 +86,12 @@ class Qualifier:
         self._beats: list[float] = []
         self._ceilings: dict[str, float] = {}
         self._steps: list[Callable[[], None]] = [
-            *(functools.partial(self._try, problem) for problem in PROBLEMS),
+            *(
+                functools.partial(self._try, problem, candidate)
+                for problem in PROBLEMS
+                for candidate in candidates(problem, environment.backend, self._algorithms)
+                if not (candidate.name == NATIVE and problem.groups > 1)  # MLX has none
+            ),
             *(functools.partial(self._probe_matmul, dtype) for dtype in DTYPES),
             self._probe_copy,
             self._probe_launch,
@@ -95,7 +101,7 @@ class Qualifier:
         """Go on for about so many seconds; the qualification once it is complete, else None.
 
         Raises:
-            RuntimeError: the device no longer answers rightly.
+            DeviceLostError: the device no longer answers rightly.
         """
         end = self._clock() + seconds
         while self._steps:
@@ -112,33 +118,30 @@ class Qualifier:
             created=time.time(),
         )
 
-    def _try(self, problem: Problem) -> None:
-        """Verify every candidate on one problem, and time native against itself."""
+    def _try(self, problem: Problem, candidate: Candidate) -> None:
+        """Verify a candidate on one problem; native is also timed against itself."""
+        name = candidate.algorithm.name
         bench = self._bench(problem, self._device)
-        for candidate in candidates(problem, self._environment.backend, self._algorithms):
-            name = candidate.algorithm.name
-            if name == NATIVE and problem.groups > 1:
-                continue  # MLX has none
-            try:
-                verdict = bench.verify(candidate)
-                if name == NATIVE:
-                    if not verdict.wrong:
-                        known = self._native_errors.get(problem.dtype, 0.0)
-                        self._native_errors[problem.dtype] = max(known, verdict.error)
-                    self._beats += self._against_itself(bench, candidate)
-            except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-                self._fail(name, problem, " ".join(str(error).split())[:200])
-                if not bench.alive():
-                    raise
-                continue
-            self._ran.add((name, problem.dtype))
-            # For groups, which native has none of, its error on the other problems tells how exact the device is:
-            # under TF32 no float32 result comes near strict's bounds.
-            bound = accuracy.bound("native", problem.dtype, self._native_errors.get(problem.dtype))
-            if verdict.wrong:
-                self._fail(name, problem, verdict.wrong)
-            elif verdict.error > GROSSLY * bound:
-                self._fail(name, problem, f"error {verdict.error:.1e} where {bound:.1e} passes")
+        try:
+            verdict = bench.verify(candidate)
+            if name == NATIVE:
+                if not verdict.wrong:
+                    known = self._native_errors.get(problem.dtype, 0.0)
+                    self._native_errors[problem.dtype] = max(known, verdict.error)
+                self._beats += self._against_itself(bench, candidate)
+        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+            self._fail(name, problem, " ".join(str(error).split())[:200])
+            if not bench.alive():
+                raise DeviceLostError(str(error), candidate.name) from error
+            return
+        self._ran.add((name, problem.dtype))
+        # For groups, which native has none of, its error on the other problems tells how exact the device is:
+        # under TF32 no float32 result comes near strict's bounds.
+        bound = accuracy.bound("native", problem.dtype, self._native_errors.get(problem.dtype))
+        if verdict.wrong:
+            self._fail(name, problem, verdict.wrong)
+        elif verdict.error > GROSSLY * bound:
+            self._fail(name, problem, f"error {verdict.error:.1e} where {bound:.1e} passes")
 
     def _fail(self, name: str, problem: Problem, why: str) -> None:
         if name not in self._failed:

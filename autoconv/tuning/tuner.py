@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from autoconv._version import __version__
 from autoconv.algorithms import Candidate
 from autoconv.decision import LOSER, MIN_MARGIN, NATIVE
-from autoconv.errors import TuningError
+from autoconv.errors import DeviceLostError, TuningError
 from autoconv.problem import Problem
 from autoconv.record import MAX_DETAIL, Record, Status
 from autoconv.tuning import accuracy as accuracies
@@ -36,7 +36,7 @@ MAX_TURNS = 24
 HOPELESS = 3.0
 """A candidate whose bound is over this times the best is not started."""
 
-CEILING_SLACK = 1.5
+CEILING_SLACK = 2.0
 """What a ceiling from a short probe may be too low by."""
 
 WINOGRAD_GAIN = 5.0625
@@ -116,7 +116,8 @@ def tune(
         now: Seconds since the epoch, for the records.
 
     Raises:
-        TuningError: `limit_s` would be passed, or the device no longer answers; nothing is known then.
+        TuningError: `limit_s` would be passed; nothing is known then.
+        DeviceLostError: a candidate failed and the device no longer answers rightly.
     """
     plan = plan or Plan()
     start = clock()
@@ -212,7 +213,7 @@ def _fail(entry: _Progress, error: Exception, bench: Bench) -> None:
     entry.first_s = math.inf
     if not bench.alive():
         msg = f"after {entry.candidate.name} failed ({entry.detail}) the device no longer answers rightly"
-        raise TuningError(msg)
+        raise DeviceLostError(msg, entry.candidate.name)
 
 
 def _take_turns(contenders: list[_Progress], bench: Bench, plan: Plan, start: float, clock: Clock) -> None:
