@@ -178,6 +178,9 @@ class Problem:
         Raises:
             TypeError, ValueError: as MLX does for the same arguments.
         """
+        if not isinstance(flip, bool):
+            msg = f"[conv] flip must be True or False, got {flip!r}."
+            raise TypeError(msg)
         low, high = padding_pair(padding)
         return cls(
             input_shape=tuple(operator.index(v) for v in input_shape),  # type: ignore[arg-type]
@@ -188,7 +191,7 @@ class Problem:
             dilation=triple(dilation, "kernel dilation"),
             input_dilation=triple(input_dilation, "input dilation"),
             groups=operator.index(groups),
-            flip=bool(flip),
+            flip=flip,
             dtype=dtype,
             kind=kind,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from autoconv.problem import Problem
 
 Array: TypeAlias = npt.NDArray[np.float64]
-Window: TypeAlias = tuple[slice, ...]
+Window: TypeAlias = tuple[Any, ...]  # slices, as NumPy indexes by them
 
 
 def _dilated_and_padded(input: Array, problem: Problem) -> Array:
@@ -48,18 +48,16 @@ def _output_sizes(padded: Array, weight: Array, problem: Problem) -> list[int]:
     ]
 
 
-def _taps(padded: Array, weight: Array, problem: Problem) -> Iterator[tuple[tuple[int, ...], Window]]:
-    """(index into the weight's depth, height and width, the elements of the padded input that it multiplies)."""
+def _taps(padded: Array, weight: Array, problem: Problem) -> Iterator[tuple[Window, Window]]:
+    """(the weight's elements at one tap, the elements of the padded input that they multiply)."""
     sizes = _output_sizes(padded, weight, problem)
     for place in itertools.product(*map(range, weight.shape[1:4])):
         window = tuple(
             slice(k * dilation, k * dilation + (size - 1) * stride + 1, stride)
             for k, dilation, size, stride in zip(place, problem.dilation, sizes, problem.stride, strict=True)
         )
-        index = tuple(
-            kernel - 1 - k if problem.flip else k for k, kernel in zip(place, weight.shape[1:4], strict=True)
-        )
-        yield index, (slice(None), *window)
+        index = tuple(kernel - 1 - k if problem.flip else k for k, kernel in zip(place, weight.shape[1:4], strict=True))
+        yield (slice(None), *index), (slice(None), *window)
 
 
 def _groups(weight: Array, problem: Problem) -> Iterator[tuple[slice, slice]]:
@@ -73,9 +71,9 @@ def convolve(input: Array, weight: Array, problem: Problem) -> Array:
     """`(N, OD, OH, OW, C_out)` from `(N, D, H, W, C_in)` and `(C_out, KD, KH, KW, C_in / groups)`."""
     padded = _dilated_and_padded(input, problem)
     output = np.zeros((input.shape[0], *_output_sizes(padded, weight, problem), weight.shape[0]))
-    for index, window in _taps(padded, weight, problem):
+    for tap, window in _taps(padded, weight, problem):
         for outputs, inputs in _groups(weight, problem):
-            output[..., outputs] += padded[window][..., inputs] @ weight[outputs][:, *index].T
+            output[..., outputs] += padded[window][..., inputs] @ weight[outputs][tap].T
     return output
 
 
@@ -83,9 +81,9 @@ def input_gradient(input: Array, weight: Array, cotangent: Array, problem: Probl
     """The gradient of `sum(output * cotangent)` with respect to the input."""
     padded = _dilated_and_padded(input, problem)
     gradient = np.zeros_like(padded)
-    for index, window in _taps(padded, weight, problem):
+    for tap, window in _taps(padded, weight, problem):
         for outputs, inputs in _groups(weight, problem):
-            gradient[window][..., inputs] += cotangent[..., outputs] @ weight[outputs][:, *index]
+            gradient[window][..., inputs] += cotangent[..., outputs] @ weight[outputs][tap]
     return gradient[_inside(padded, problem)][_elements(problem)]
 
 
@@ -93,9 +91,9 @@ def weight_gradient(input: Array, weight: Array, cotangent: Array, problem: Prob
     """The gradient of `sum(output * cotangent)` with respect to the weight."""
     padded = _dilated_and_padded(input, problem)
     gradient = np.zeros_like(weight)
-    for index, window in _taps(padded, weight, problem):
+    for tap, window in _taps(padded, weight, problem):
         for outputs, inputs in _groups(weight, problem):
             seen = padded[window][..., inputs].reshape(-1, weight.shape[4])
             wanted = cotangent[..., outputs].reshape(len(seen), -1)
-            gradient[outputs, *index] = wanted.T @ seen
+            gradient[outputs][tap] = wanted.T @ seen
     return gradient

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, Convolution
 from autoconv.algorithms._algorithm import Cost
 from autoconv.problem import Problem
@@ -170,3 +171,40 @@ def contenders(*algorithms: Algorithm | str) -> tuple[Candidate, ...]:
     """One candidate of each algorithm, in this order."""
     named = [replayed(a, i) if isinstance(a, str) else a for i, a in enumerate(algorithms)]
     return tuple(Candidate(algorithm) for algorithm in named)
+
+
+class Benches:
+    """Makes the benches of a dispatcher, all fed from one table; what it makes is listed.
+
+    Args:
+        table: As in `ReplayBench`.
+        clock: Shared by all of them.
+        dies_with: As in `ReplayBench`.
+
+    Attributes:
+        made: Each problem that was timed, in order, and its bench.
+    """
+
+    def __init__(
+        self, table: Mapping[str, Run | Exception], clock: VirtualClock | None = None, *, dies_with: str = ""
+    ) -> None:
+        self.table = dict(table)
+        self.clock = clock or VirtualClock()
+        self.made: list[tuple[Problem, ReplayBench]] = []
+        self._dies_with = dies_with
+
+    def __call__(self, problem: Problem, device: mx.Device) -> ReplayBench:
+        bench = ReplayBench(self.table, self.clock, dies_with=self._dies_with)
+        self.made.append((problem, bench))
+        return bench
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The problems that were timed, in order."""
+        return [problem for problem, _ in self.made]
+
+
+def nothing_is_timed(problem: Problem, device: mx.Device) -> ReplayBench:
+    """A maker of benches where none may be made."""
+    msg = f"{problem} is timed"
+    raise AssertionError(msg)

@@ -13,14 +13,15 @@ MAX_KERNEL = (5, 3, 3)
 
 
 @st.composite
-def axes(draw: st.DrawFn, max_size: int, max_kernel: int) -> tuple[int, ...]:
+def axes(draw: st.DrawFn, max_size: int, max_kernel: int, dilations: bool = True) -> tuple[int, ...]:
     """(size, kernel, stride, low, high, dilation, input dilation) of one axis that has an output."""
     size = draw(st.integers(1, max_size))
-    input_dilation = draw(st.sampled_from((1, 1, 1, 2, 3)))
+    input_dilation = draw(st.sampled_from((1, 1, 1, 2, 3) if dilations else (1,)))
     low, high = draw(st.integers(0, 3)), draw(st.integers(0, 3))
     extent = (size - 1) * input_dilation + 1 + low + high
     kernel = draw(st.integers(1, min(max_kernel, extent)))
-    dilation = draw(st.integers(1, min(3, (extent - 1) // (kernel - 1)) if kernel > 1 else 3))
+    reach = min(3, (extent - 1) // (kernel - 1)) if kernel > 1 else 3
+    dilation = draw(st.integers(1, reach if dilations else 1))
     stride = draw(st.integers(1, 3))
     return size, kernel, stride, low, high, dilation, input_dilation
 
@@ -31,9 +32,10 @@ def problems(
     dtypes: Sequence[str] = ("float32",),
     kinds: Sequence[Kind] = (Kind.FORWARD,),
     max_groups: int = 3,
+    dilations: bool = True,
 ) -> Problem:
     """Small problems, every argument random."""
-    drawn = [draw(axes(*limits)) for limits in zip(MAX_SIZES, MAX_KERNEL, strict=True)]
+    drawn = [draw(axes(*limits, dilations)) for limits in zip(MAX_SIZES, MAX_KERNEL, strict=True)]
     size, kernel, stride, low, high, dilation, input_dilation = zip(*drawn, strict=True)
     groups = draw(st.integers(1, max_groups))
     inputs, outputs = draw(st.integers(1, 3)), draw(st.integers(1, 3)) * groups

@@ -215,7 +215,7 @@ def test_an_environment_keeps_its_identity_and_shows_its_latest_circumstances(st
     identity = {"backend": "metal", "cores": 40, "settings": {"MLX_ENABLE_TF32": None}}
     store.add_environment("a", identity, {"macos": "15.1"})
     store.add_environment("b", {"backend": "cpu"}, {})
-    store.add_environment("a", identity, {"macos": "15.2", "power": "battery"})
+    store.add_environment("a", identity | {"backend": "another"}, {"macos": "15.2", "power": "battery"})
     expected = {"a": (identity, {"macos": "15.2", "power": "battery"}), "b": ({"backend": "cpu"}, {})}
     assert store.environments() == expected
     assert list(store.environments()) == ["a", "b"]

@@ -356,9 +356,11 @@ def frozen(file: Path) -> Iterator[Path]:
         Path(folder).chmod(0o755)
 
 
-# Root can write everywhere, so it becomes somebody else.
+# Root can write everywhere, so it becomes somebody else, who may be unable to read what as_uri() imports at first.
 UNPRIVILEGED = """
+from pathlib import Path
 from autoconv.errors import StoreError
+Path("/").as_uri()
 if os.geteuid() == 0:
     os.seteuid(65534)
 try:
@@ -429,6 +431,16 @@ def test_a_full_disk_loses_that_call_alone(file: Path) -> None:
         store.add(PROBLEM, [result("second")])
     assert runs(file) == ["first", "second"]
     assert integrity(file) == "ok"
+
+
+def test_a_call_that_fails_halfway_is_undone_in_full(file: Path) -> None:
+    with closing(open_store(file)) as store:
+        store.note("env", PROBLEM)
+        with pytest.raises(StoreError, match=f"cannot write {file}: .*too large"):
+            store.add(PROBLEM, [result("lost"), result("lost", workspace_bytes=2**63)])
+        assert store.pending("env") == [PROBLEM]
+        store.add(PROBLEM, [result("second")])
+    assert runs(file) == ["first", "second"]
 
 
 def test_a_writer_that_never_ends_is_not_waited_for_forever(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,6 +619,31 @@ def test_many_threads_may_open_one_new_file(tmp_path: Path) -> None:
     assert failures == []
     assert sorted(runs(file)) == [str(number) for number in range(8)]
     assert permissions(file) == 0o600
+
+
+def test_no_thread_uses_a_file_whose_creator_has_yet_to_close_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    connect, close = sqlite3.connect, os.close
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        events.append("connect")
+        return connect(*arguments, **options)
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.1)
+        close(descriptor)
+        events.append("close")
+
+    monkeypatch.setattr(sqlite3, "connect", spy)
+    monkeypatch.setattr(os, "close", slow)
+    threads = [threading.Thread(target=lambda: open_store(tmp_path / "autoconv.db").close()) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert events == ["close", "connect", "connect", "connect"]
 
 
 WRITER = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -13,13 +14,13 @@ from replay import ReplayBench, Run, Time, VirtualClock, contenders, replayed
 
 from autoconv import __version__
 from autoconv._backend import mx
-from autoconv.algorithms import Algorithm, Candidate, algorithms, candidates
+from autoconv.algorithms import Algorithm, Candidate, Convolution, algorithms, candidates
 from autoconv.decision import Limits, choose
-from autoconv.errors import TuningError
+from autoconv.errors import DeviceLostError, TuningError
 from autoconv.problem import Problem
 from autoconv.record import MAX_DETAIL, Record, Status
 from autoconv.tuning.bench import DeviceBench
-from autoconv.tuning.tuner import Guard, Plan, tune
+from autoconv.tuning.tuner import CEILING_SLACK, Guard, Plan, tune
 
 PROBLEM = Problem.parse((1, 4, 8, 8, 4), (8, 3, 3, 3, 4), padding=1)
 MS = 1e-3
@@ -151,21 +152,21 @@ def test_without_a_right_native_the_strict_bounds_hold(native: Run | Exception) 
 
 @pytest.mark.parametrize("what", ["flops", "moved"])
 def test_what_cannot_come_within_three_times_the_best_is_not_started(what: str) -> None:
-    # Native takes 1 ms. With a ceiling of 1 G a second, half as much again allowed, 4.5 M take 3 ms at least.
-    ceilings = {"matmul_float32_gflops": 1.0, "copy_gb_per_s": 1.0}
-    hopeful = replayed("hopeful", **{what: 4_400_000})
-    hopeless = replayed("hopeless", **{what: 4_600_000})
+    ceilings = {"matmul_float32_gflops": 1.0 / CEILING_SLACK, "copy_gb_per_s": 1.0 / CEILING_SLACK}
+    # Native takes 1 ms, and 3 M of either take 3 ms at least.
+    hopeful = replayed("hopeful", **{what: 2_950_000})
+    hopeless = replayed("hopeless", **{what: 3_050_000})
     bench = ReplayBench({"native": steady(1), "hopeful": steady(9), "hopeless": steady(9)})
     found = race({}, hopeful, hopeless, bench=bench, plan=Plan(ceilings=ceilings))
     assert bench.started() == ["native", "hopeful"]
     assert (found["hopeless"].status, found["hopeless"].samples_us) == (Status.TOO_SLOW, ())
     assert found["hopeless"].error is None
-    assert "3.07 ms" in found["hopeless"].detail
+    assert "3.05 ms" in found["hopeless"].detail
 
 
 def test_metal_may_beat_the_count_of_its_operations_through_winograd() -> None:
-    ceilings = {"matmul_float32_gflops": 1.0}
-    many = replayed("many", flops=4_600_000)
+    ceilings = {"matmul_float32_gflops": 1.0 / CEILING_SLACK}
+    many = replayed("many", flops=3_050_000)
     table: dict[str, Run | Exception] = {"native": steady(1), "many": steady(1)}
     assert race(table, many, plan=Plan(ceilings=ceilings), backend="metal")["many"].status is Status.OK
     assert race(table, many, plan=Plan(ceilings=ceilings), backend="cuda")["many"].status is Status.TOO_SLOW
@@ -349,8 +350,9 @@ def test_nothing_is_begun_past_the_limit_after_a_slow_candidate() -> None:
 )
 def test_a_device_that_no_longer_answers_ends_it_all(last_words: Run | Exception) -> None:
     bench = ReplayBench({"native": steady(5), "killer": last_words, "b": steady(5)}, dies_with="killer")
-    with pytest.raises(TuningError, match="after killer failed .*illegal memory access.* no longer answers"):
+    with pytest.raises(DeviceLostError, match=r"after killer failed .*illegal memory access.* no longer") as caught:
         race({}, bench=bench)
+    assert caught.value.candidate == "killer"
     after = bench.calls[bench.calls.index(("verify", "killer", 1)) :]
     if isinstance(last_words, Exception):
         assert [name for _, name, _ in after] == ["killer"]
@@ -456,9 +458,10 @@ def test_whatever_candidates_do_each_has_one_record_and_only_the_right_have_time
         if isinstance(run, Exception) or run.wrong:
             assert record.status is not Status.OK
     assert all(r.detail for r in found.values() if r.status is not Status.OK)
-    racers = [r for r in found.values() if len(r.samples_us) > 1]
-    if racers:  # whoever held the lead to the end was timed to the end
-        assert max(len(r.samples_us) for r in racers) >= 6
+    kept = [run for run in runs if isinstance(run, Run) and not run.wrong and run.error < 1e-5]
+    if kept and not any(run.last_wrong or any(isinstance(t, Exception) for t in run.times) for run in kept):
+        # Nobody left the lead for another reason than time, so whoever held it to the end was timed to the end.
+        assert max(len(r.samples_us) for r in found.values()) >= 6
 
 
 def test_a_replay_of_measured_records_leads_to_the_same_decision() -> None:
@@ -516,10 +519,14 @@ def test_groups_which_mlx_has_none_of_in_3d_are_a_failure_of_native_alone() -> N
     assert all(r.status is Status.OK for r in found[1:])
 
 
+def random_state() -> list[object]:
+    return [part.tolist() for part in cast("list[mx.array]", mx.random.state)]
+
+
 def test_a_race_leaves_no_trace_in_mlx() -> None:
     problem = REAL["float16"]
     mx.random.seed(7)
-    state = [s.tolist() for s in mx.random.state]
+    state = random_state()
     device, stream = mx.default_device(), mx.default_stream(mx.default_device())
     mx.eval(mx.zeros((4_000_000,)) + 1)  # raises the peak far over what the race needs, and is let go
     peak = mx.get_peak_memory()
@@ -528,7 +535,7 @@ def test_a_race_leaves_no_trace_in_mlx() -> None:
         tune(problem, "here", "cpu", candidates(problem, "cpu"), DeviceBench(problem, CPU), SHORT)
     finally:
         cache_after = mx.set_cache_limit(cache)
-    assert [s.tolist() for s in mx.random.state] == state
+    assert random_state() == state
     assert mx.default_device() == device
     assert mx.default_stream(mx.default_device()) == stream
     assert mx.get_peak_memory() >= peak >= 16_000_000
@@ -560,10 +567,13 @@ def test_a_bench_has_nothing_to_check_before_it_timed_anything() -> None:
 def test_a_shape_that_is_not_the_output_s_is_wrong() -> None:
     problem = REAL["float32"]
 
-    def build(_: Problem) -> object:
-        return lambda input, weight: mx.zeros((1, 4, 6, 6, 9))
+    def build(_: Problem) -> Convolution:
+        def run(input: mx.array, weight: mx.array, /) -> mx.array:
+            return mx.zeros((1, 4, 6, 6, 9))
 
-    short = Algorithm("short", 1, 1, build, replayed("x").cost)  # type: ignore[arg-type]
+        return run
+
+    short = Algorithm("short", 1, 1, build, replayed("x").cost)
     verdict = DeviceBench(problem, CPU).verify(Candidate(short))
     assert "(1, 4, 6, 6, 9)" in verdict.wrong
     assert verdict.error == math.inf

@@ -45,19 +45,33 @@ def unfolds_on_cpu(dilation: tuple[int, ...], input_dilation: tuple[int, ...], g
     return groups == 1 and set(dilation) == {1} and set(input_dilation) == {1}
 
 
-def workspace_2d(problem: Problem, backend: str, frames: int, channels: int) -> int:
-    """Bytes that one 2D convolution over `frames` images of `channels` takes beyond its operands.
+def unfolded_bytes(problem: Problem, first: int, images: int, channels: int, outputs: int) -> int:
+    """Bytes that MLX's CPU backend takes for a convolution beyond its operands.
 
-    On the CPU that is the unfolded input and, for a dtype other than float32, the result before conversion. On GPUs
-    it is taken as none: implicit GEMM needs none, and Winograd's scratch is MLX's to bound.
+    What it unfolds it pads first; both are float32, and so is the result of another dtype before its conversion.
+
+    Args:
+        problem: The problem.
+        first: The first axis that is convolved, of D, H, W; the others after it are as well.
+        images: How many inputs are convolved at once.
+        channels: Of the input.
+        outputs: Channels of the output.
+    """
+    if not unfolds_on_cpu(problem.dilation[first:], problem.input_dilation[first:], problem.groups):
+        return 0
+    pads = zip(problem.input_shape[1:4], problem.padding_low, problem.padding_high, strict=True)
+    padded = math.prod([size + low + high for size, low, high in pads][first:])
+    positions = math.prod(problem.output_shape[1:4][first:])
+    taps = math.prod(problem.weight_shape[1:4][first:])
+    result = positions * outputs if problem.dtype != "float32" else 0
+    return 4 * images * (padded * channels + positions * taps * channels + result)
+
+
+def workspace_2d(problem: Problem, backend: str, images: int, channels: int) -> int:
+    """Bytes that one 2D convolution over so many images takes beyond its operands.
+
+    On GPUs it is taken as none: implicit GEMM needs none, and Winograd's scratch is MLX's to bound.
     """
     if backend != "cpu":
         return 0
-    _, _, out_h, out_w, outputs = problem.output_shape
-    taps = math.prod(problem.weight_shape[2:4])
-    scratch = 0
-    if unfolds_on_cpu(problem.dilation[1:], problem.input_dilation[1:], problem.groups):
-        scratch = frames * out_h * out_w * taps * channels * 4
-        if problem.dtype != "float32":
-            scratch += frames * out_h * out_w * outputs * 4
-    return scratch
+    return unfolded_bytes(problem, 1, images, channels, problem.weight_shape[0])

@@ -134,7 +134,8 @@ def _cost(problem: Problem, backend: str, edges: str = "split") -> Cost:
     for outputs, taps in pieces:
         flops += outputs * taps * frame_flops
         stacked += outputs * taps * frame_in
-        scratch = max(scratch, workspace_2d(problem, backend, batch * outputs, taps * channels))
+        # Evaluation runs ahead, so that all pieces' scratch is alive together.
+        scratch += workspace_2d(problem, backend, batch * outputs, taps * channels)
     padded = (problem.input_shape[1] + sum(_padding(plan, problem.input_shape[1]))) * frame_in
     padded = padded if edges == "pad" else 0
     joined = problem.output_bytes if len(pieces) > 1 else 0

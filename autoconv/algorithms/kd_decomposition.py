@@ -109,7 +109,8 @@ def _cost(problem: Problem, backend: str, sum: str = "float32") -> Cost:
             flops += images * frame_flops
             moved += images * (frame_in + frame_out)
             results += images * frame_out
-            scratch = max(scratch, workspace_2d(problem, backend, images, channels))
+            # Evaluation runs ahead, so that all taps' scratch is alive together.
+            scratch += workspace_2d(problem, backend, images, channels)
             if batch > 1 and not (images == batch * depth and phase.frame_step == 1):
                 copies += images * frame_in
     edges = len(plan) > 1 or any(len(phase.segments) > 1 for phase in plan)

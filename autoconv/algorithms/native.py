@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost
-from autoconv.algorithms._mlx import conv_general, metal_reads_past_end, unfolds_on_cpu
+from autoconv.algorithms._mlx import conv_general, metal_reads_past_end, unfolded_bytes
 from autoconv.problem import Problem
 
 
@@ -33,13 +31,10 @@ def _build(problem: Problem) -> Convolution:
 
 
 def workspace_3d(problem: Problem, backend: str) -> int:
-    """Bytes of MLX's 3D convolution beyond its operands: on the CPU the unfolded input, in float32."""
-    if backend != "cpu" or not unfolds_on_cpu(problem.dilation, problem.input_dilation, problem.groups):
+    """Bytes of MLX's 3D convolution beyond its operands: on the CPU what it unfolds, on GPUs taken as none."""
+    if backend != "cpu":
         return 0
-    scratch = math.prod(problem.output_shape[:4]) * math.prod(problem.weight_shape[1:]) * 4
-    if problem.dtype != "float32":
-        scratch += math.prod(problem.output_shape) * 4
-    return scratch
+    return unfolded_bytes(problem, 0, problem.input_shape[0], problem.input_shape[4], problem.weight_shape[0])
 
 
 def _cost(problem: Problem, backend: str) -> Cost:

@@ -1,0 +1,247 @@
+"""The command: what it prints, where it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import autoconv
+from autoconv import environment, settings
+from autoconv._backend import mx
+from autoconv.cli import main
+from autoconv.problem import Problem
+from autoconv.record import Record, Status
+from autoconv.report import doctor
+from autoconv.store import Qualification, open_store
+from autoconv.tuning.qualification import fingerprint
+
+HEADER = "model,layer,N,D,H,W,C_in,C_out,KD,KH,KW\n"
+ROW = "net,conv1,1,3,4,5,4,4,3,3,3\n"
+SHAPES = ["--input", "1,3,4,5,4", "--weight", "4,3,3,3,4"]
+PROBLEM = Problem.parse((1, 3, 4, 5, 4), (4, 3, 3, 3, 4))
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A database in which depth_concat has won the one problem here."""
+    where = environment.of(mx.default_device())
+    path = tmp_path / "measured.db"
+    store = open_store(path)
+    store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
+    from autoconv.algorithms import algorithms
+
+    store.qualify(
+        Qualification(where.id, fingerprint(algorithms()), ceilings={"matmul_float32_gflops": 1.5}, created=1.0)
+    )
+    times = {"native": ("", 8000.0), "depth_concat": ("edges=split", 4000.0)}
+    store.add(
+        PROBLEM,
+        [
+            Record(
+                PROBLEM.key, where.id, name, 1, parameters, Status.OK, (time,) * 6, 1e-7, 10**6, run="r", created=2.0
+            )
+            for name, (parameters, time) in times.items()
+        ],
+    )
+    store.close()
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    found = run(name, "--help")
+    assert found.exit_code == 0
+    assert f"Example: autoconv {name}" in found.output
+    undocumented = [o.name for o in main.commands[name].params if isinstance(o, click.Option) and not o.help]
+    assert set(undocumented) <= {"groups"}
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_stands_in_the_readme(name: str) -> None:
+    readme = Path(__file__).parents[1] / "README.md"
+    assert f"autoconv {name}" in readme.read_text()
+
+
+def test_every_variable_stands_in_the_readme() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for variable in [*settings.VARIABLES, "AUTOCONV_LOG", "AUTOCONV_BACKEND", "AUTOCONV_PYTHON"]:
+        assert f"`{variable}`" in readme
+
+
+def test_the_version() -> None:
+    assert run("--version").output.split()[-1] == autoconv.__version__
+
+
+def test_explain_shows_the_winner_and_why(database: Path) -> None:
+    found = run("explain", *SHAPES, "--database", str(database))
+    assert found.exit_code == 0, found.output
+    assert "depth_concat(edges=split), from database: 2.00 times as fast as native" in found.output
+    assert "kd_decomposition(sum=float32)" in found.output
+    assert "not measured" in found.output
+
+
+def test_explain_as_json(database: Path) -> None:
+    found = json.loads(run("explain", *SHAPES, "--database", str(database), "--json").output)
+    assert found["problem"] == PROBLEM.key
+    assert found["candidate"] == "depth_concat(edges=split)"
+    assert found["margin"] == pytest.approx(1.0)
+    assert {c["candidate"]: c["median_us"] for c in found["candidates"]} == {
+        "native": 8000.0,
+        "depth_concat(edges=split)": 4000.0,
+    }
+
+
+def test_explain_takes_paddings_of_two_sides(database: Path) -> None:
+    found = run("explain", *SHAPES, "--padding", "1,0,0:0,2,0", "--database", str(database), "--json")
+    key = json.loads(found.output)["problem"]
+    assert Problem.from_key(key).padding_low == (1, 0, 0)
+    assert Problem.from_key(key).padding_high == (0, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--input", "1,3,4,x", "--weight", "4,3,3,3,4"], "whole numbers"),
+        (["--input", "1,3,4,5", "--weight", "4,3,3,3,4"], "4 dimensions"),
+        (["--input", "1,3,4,5,8", "--weight", "4,3,3,3,4"], "channels"),
+        ([*SHAPES, "--stride", "-1"], "stride"),
+        ([*SHAPES, "--dtype", "int8"], "int8"),
+        ([*SHAPES, "--accuracy", "perfect"], "accuracy"),
+        ([*SHAPES, "--memory-limit", "lots"], "memory_limit"),
+    ],
+)
+def test_explain_refuses_in_one_line_what_is_no_convolution(arguments: list[str], says: str) -> None:
+    found = run("explain", *arguments)
+    assert found.exit_code != 0
+    assert says in found.stderr.splitlines()[-1]
+    assert "Traceback" not in found.output
+
+
+def test_a_sweep_times_a_file_and_knows_it_the_second_time(tmp_path: Path) -> None:
+    path, database = tmp_path / "mine.csv", tmp_path / "mine.db"
+    path.write_text(HEADER + ROW)
+    first = run("sweep", str(path), "--database", str(database), "--json")
+    assert first.exit_code == 0, first.output
+    found = json.loads(first.stdout)
+    assert found["summary"]["endings"] == {"timed": 1}
+    assert found["outcomes"][0]["problem"] == PROBLEM.key
+    assert {c["status"] for c in found["outcomes"][0]["candidates"]} == {"ok"}
+    second = run("sweep", str(path), "--database", str(database))
+    assert second.exit_code == 0
+    assert "1 problems: 1 known" in second.output
+
+
+def test_a_sweep_of_what_is_pending_takes_it_off_the_list(tmp_path: Path) -> None:
+    x, w = mx.zeros(PROBLEM.input_shape), mx.zeros(PROBLEM.weight_shape)
+    with autoconv.using(policy="record"):
+        autoconv.conv3d(x, w)
+    database = settings.current().database
+    found = run("sweep", "--pending", "--json")
+    assert found.exit_code == 0, found.output
+    assert [o["problem"] for o in json.loads(found.stdout)["outcomes"]] == [PROBLEM.key]
+    assert database is not None
+    store = open_store(database)
+    assert store.pending(environment.of(mx.default_device()).id) == []
+    store.close()
+    assert json.loads(run("sweep", "--pending", "--json").stdout)["summary"]["problems"] == 0
+
+
+def test_a_sweep_leaves_out_what_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(HEADER + ROW)
+    found = run("sweep", str(path), "--max-gflop", "1e-6", "--json")
+    assert json.loads(found.stdout)["outcomes"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (HEADER.replace(",KW", "") + ROW, "column KW"),
+        (HEADER + ROW.replace("1,3,4,5", "1,three,4,5"), "line 2, column D"),
+        (HEADER + ROW + ROW.replace("4,4,3,3,3", "4,4,9,3,3"), "line 3, column KD"),
+        (HEADER, "no rows"),
+    ],
+)
+def test_a_sweep_names_file_line_and_column_and_leaves_the_database(tmp_path: Path, text: str, says: str) -> None:
+    path, database = tmp_path / "mine.csv", tmp_path / "mine.db"
+    path.write_text(text)
+    found = run("sweep", str(path), "--database", str(database))
+    assert found.exit_code == 1
+    assert str(path) in found.stderr
+    assert says in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+    assert not database.exists()
+
+
+def test_a_sweep_of_nothing_names_what_there_is() -> None:
+    found = run("sweep")
+    assert found.exit_code == 2
+    assert "wan21" in found.stderr
+
+
+@pytest.mark.parametrize("command", [["sweep", "wan21", "--max-gflop", "0.0001"], ["sweep", "--pending"]])
+def test_a_database_that_cannot_be_read_is_refused_and_left_as_it_is(tmp_path: Path, command: list[str]) -> None:
+    path = tmp_path / "other.db"
+    path.write_bytes(b"this is no database" * 100)
+    found = run(*command, "--database", str(path))
+    if command[1] == "wan21":  # nothing small enough is left to time, so the file is not even opened
+        assert found.exit_code == 0
+    else:
+        assert found.exit_code == 1
+        assert str(path) in found.stderr
+    assert path.read_bytes() == b"this is no database" * 100
+
+
+def test_the_doctor_tells_what_there_is_and_what_is_slow(database: Path) -> None:
+    found = run("doctor", "--database", str(database), "--json")
+    findings = {f["about"]: f for f in json.loads(found.stdout)}
+    assert "1 problems measured here, 0 pending" in findings["database"]["found"]
+    assert findings["MLX"]["advice"] == ""
+    slow = environment.of(mx.default_device()).backend == "cpu"
+    assert bool(findings["ceilings"]["advice"]) is slow
+    assert found.exit_code == int(any(f["advice"] for f in findings.values()))
+
+
+def test_the_doctor_finds_a_damaged_database(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.db"
+    path.write_bytes(b"no database" * 100)
+    found = run("doctor", "--database", str(path))
+    assert found.exit_code == 1
+    assert str(path) in found.output.replace("\n", "")
+
+
+def test_the_doctor_begins_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "none.db"
+    assert run("doctor", "--database", str(path)).exit_code == 0
+    assert not path.exists()
+
+
+def test_the_doctor_finds_two_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_is_installed", lambda name: name in {"mlx-cpu", "mlx-cuda-13"})
+    findings = {f.about: f for f in doctor.examine(settings.current(), mx.default_device())}
+    assert "uninstall" in findings["backends"].advice
+
+
+def test_a_missing_backend_names_the_extra(tmp_path: Path) -> None:
+    """On Linux MLX without a backend's package has no libmlx.so."""
+    import subprocess
+
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "__init__.py").touch()
+    (tmp_path / "mlx" / "core.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import autoconv"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "BackendMissingError" in done.stderr
+    if sys.platform == "linux":
+        assert "autoconv[cpu]" in done.stderr
+        assert "autoconv[cuda13]" in done.stderr

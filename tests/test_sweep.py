@@ -1,0 +1,201 @@
+"""The sweep: what it times, what it leaves alone, and what it survives."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from autoconv import settings
+from autoconv._backend import mx
+from autoconv.decision import Decision, Source, Verdict
+from autoconv.errors import AccuracyError, DeviceLostError, TuningError
+from autoconv.problem import Problem
+from autoconv.record import Record, Status
+from autoconv.report import tables
+from autoconv.settings import Settings
+from autoconv.store import open_store
+from autoconv.sweep import Layer
+from autoconv.sweep.runner import Ending, Outcome, Stop, stopping, sweep, unique
+
+CPU = mx.Device(mx.cpu)
+HERE = settings.from_environment({})
+
+
+def layer(width: int, count: int = 1) -> Layer:
+    return Layer("net", "part", f"layer {width}", count, Problem.parse((1, 3, 4, width, 4), (4, 3, 3, 3, 4)), "")
+
+
+def record(candidate: str, *times_us: float, error: float = 1e-7, status: Status = Status.OK) -> Record:
+    return Record("", "", candidate, 1, "", status, times_us, error)
+
+
+def decided(candidate: str, margin: float | None, *records: Record) -> Decision:
+    verdicts = tuple(Verdict(r, r.status, None, "") for r in records)
+    return Decision(candidate, Source.MEASURED, margin, "", 1e-5, True, verdicts)
+
+
+class Tuner:
+    """Tells of some problems already, and times or refuses the others."""
+
+    def __init__(self, known: Sequence[Problem] = (), refusing: dict[Problem, Exception] | None = None) -> None:
+        self.known = {p: decided("native", 0.0, record("native", 5.0)) for p in known}
+        self.refusing = refusing or {}
+        self.timed: list[Problem] = []
+
+    def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
+        return self.known.get(problem)
+
+    def tune(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
+        self.timed.append(problem)
+        if problem in self.refusing:
+            raise self.refusing[problem]
+        return self.known.setdefault(problem, decided("fast", 1.0, record("native", 8.0), record("fast", 4.0)))
+
+
+def test_what_the_database_tells_is_not_timed_again() -> None:
+    layers = [layer(4), layer(5), layer(6)]
+    tuner = Tuner(known=[layers[1].problem])
+    outcomes = sweep(layers, tuner, HERE, CPU)
+    assert [o.ending for o in outcomes] == [Ending.TIMED, Ending.KNOWN, Ending.TIMED]
+    assert tuner.timed == [layers[0].problem, layers[2].problem]
+    again = sweep(layers, tuner, HERE, CPU)
+    assert [o.ending for o in again] == [Ending.KNOWN] * 3
+    assert len(tuner.timed) == 2
+
+
+def test_what_cannot_be_timed_is_told_and_the_rest_goes_on() -> None:
+    layers = [layer(4), layer(5), layer(6)]
+    refusing: dict[Problem, Exception] = {
+        layers[0].problem: TuningError("no room"),
+        layers[1].problem: AccuracyError("nothing passes"),
+    }
+    told: list[Outcome] = []
+    outcomes = sweep(layers, Tuner(refusing=refusing), HERE, CPU, tell=told.append)
+    assert told == outcomes
+    assert [o.ending for o in outcomes] == [Ending.NOT_TIMED, Ending.INACCURATE, Ending.TIMED]
+    assert [line.split(": ")[-1] for line in tables.failures(outcomes)] == ["no room", "nothing passes"]
+
+
+def test_a_lost_device_ends_the_sweep() -> None:
+    layers = [layer(4), layer(5), layer(6)]
+    tuner = Tuner(refusing={layers[1].problem: DeviceLostError("gone", "fast")})
+    with pytest.raises(DeviceLostError, match="gone"):
+        sweep(layers, tuner, HERE, CPU)
+    assert tuner.timed == [layers[0].problem, layers[1].problem]
+
+
+def test_a_stop_ends_after_the_current_problem() -> None:
+    stop = Stop()
+    tuner = Tuner()
+
+    def ask(_outcome: Outcome) -> None:
+        stop.asked.set()
+
+    assert len(sweep([layer(4), layer(5)], tuner, HERE, CPU, stop=stop, tell=ask)) == 1
+    assert len(tuner.timed) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_ask_to_stop_and_a_second_one_interrupts(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stopping() as stop:
+        assert not stop.asked.is_set()
+        os.kill(os.getpid(), number)
+        assert stop.asked.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_a_problem_that_several_layers_pose_is_timed_once() -> None:
+    found = unique([layer(4, 2), layer(5), layer(4, 3)])
+    assert [(la.problem.input_shape[3], la.count) for la in found] == [(4, 5), (5, 1)]
+
+
+def test_the_summary_weighs_by_count_and_leaves_out_what_native_cannot() -> None:
+    twice = decided("fast", 1.0, record("native", 8.0), record("fast", 4.0))
+    same = decided("native", 0.0, record("native", 4.0))
+    only = decided("fast", None, record("native", status=Status.FAILED), record("fast", 3.0))
+    outcomes = [
+        Outcome(layer(4, 3), Ending.TIMED, twice),
+        Outcome(layer(5, 2), Ending.KNOWN, same),
+        Outcome(layer(6, 9), Ending.TIMED, only),
+        Outcome(layer(7), Ending.NOT_TIMED, None, "no room"),
+    ]
+    found = tables.summary(outcomes)
+    assert found["gain_weighted"] == pytest.approx((3 * 8 + 2 * 4) / (3 * 4 + 2 * 4))
+    assert found["gain_geometric"] == pytest.approx(2**0.5)
+    assert found["best_gain"] == 2.0
+    assert found["native_cannot"] == 1
+    assert found["winners"] == {"fast": 2, "native": 1}
+    assert found["endings"] == {"timed": 2, "known": 1, "not timed": 1}
+    assert found["statuses"]["native failed"] == 1
+
+
+def test_a_crop_and_the_state_of_native_stand_in_the_table() -> None:
+    only = decided("fast", None, record("native", status=Status.FAILED), record("fast", 3000.0))
+    whole = Problem.parse((1, 3, 40, 40, 4), (4, 3, 3, 3, 4))
+    cropped = Layer("net", "", "conv1", 1, layer(4).problem, "", crop_of=whole)
+    console = tables.console()
+    with console.capture() as capture:
+        console.print(tables.outcome_table([Outcome(cropped, Ending.TIMED, only)]))
+    row = capture.get().splitlines()[1]
+    assert "(crop)" in row
+    assert row.split()[-4:] == ["failed", "3.000", "fast", "1.0e-07"]
+
+
+def workload(path: Path, widths: Sequence[int]) -> Path:
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["model", "layer", "N", "D", "H", "W", "C_in", "C_out", "KD", "KH", "KW"])
+        rows.writerows(["net", f"w{w}", 1, 3, 6, w, 8, 8, 3, 3, 3] for w in widths)
+    return path
+
+
+def test_kill_9_at_any_moment_leaves_every_finished_record(tmp_path: Path) -> None:
+    """Killed again and again, the same command goes on each time, and at last has everything."""
+    database = tmp_path / "swept.db"
+    path = workload(tmp_path / "work.csv", range(4, 24))
+    command = [sys.executable, "-m", "autoconv", "sweep", str(path), "--database", str(database)]
+    chance = random.Random(7)
+    finished: set[str] = set()
+    for _ in range(6):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(0.3 + 1.5 * chance.random())
+        child.kill()
+        child.wait()
+        if not database.exists():
+            continue
+        with sqlite3.connect(database) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        connection.close()
+        store = open_store(database)
+        assert len(store.environments()) <= 1
+        now = {p.key for where in store.environments() for p in store.problems(where)}
+        complete = {
+            key
+            for where in store.environments()
+            for key in now
+            if {r.algorithm for r in store.records(where, Problem.from_key(key))}
+            == {"native", "kd_decomposition", "depth_concat"}
+        }
+        store.close()
+        assert finished <= now
+        assert complete == now  # a problem's records are kept all at once
+        finished = now
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(finished)} known" in done.stdout or not finished
+    store = open_store(database)
+    assert len([p for where in store.environments() for p in store.problems(where)]) == 20
+    store.close()
