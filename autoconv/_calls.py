@@ -13,7 +13,7 @@ from autoconv import settings as _settings
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Convolution
 from autoconv.decision import Decision, Source
-from autoconv.problem import Problem, Triple, padding_pair
+from autoconv.problem import Problem, cropped, padding_pair
 from autoconv.settings import Policy, Settings
 
 Stream: TypeAlias = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
@@ -102,14 +102,8 @@ def _decide(
     dtype = promoted(input.dtype, weight.dtype)
     if settings.policy is Policy.OFF or dtype is None:
         return None
-    crop = None
     try:
-        low, high = padding_pair(arguments["padding"])
-        if min(*low, *high) < 0:
-            crop, low, high = _crop(input.shape, low, high)
-            arguments = {**arguments, "padding": (low, high)}
-        shape = input.shape if crop is None else input[crop].shape
-        problem = Problem.parse(shape, weight.shape, DTYPES[dtype], **arguments)
+        problem = Problem.parse(input.shape, weight.shape, DTYPES[dtype], **arguments)
     except (TypeError, ValueError):
         # MLX says what is wrong; but it has no groups in 3D, and its CPU backend ends the process on empty sums.
         if arguments["groups"] != 1 or 0 in weight.shape or input.shape[-1:] == (0,):
@@ -121,6 +115,8 @@ def _decide(
 
     decided = dispatcher().decide(problem, settings, device)
     convolution = dispatcher().candidate(decided, problem, device).build(problem)
+    low, high = padding_pair(arguments["padding"])
+    crop = cropped(input.shape, low, high)[0] if min(*low, *high) < 0 else None
     run = _adapted(convolution, dtype, crop, cast=input.dtype != weight.dtype)
     known[key] = _provisional(run, key) if _for_want_of_time(decided, settings) else run
     return run
@@ -133,14 +129,6 @@ def promoted(first: mx.Dtype, second: mx.Dtype) -> mx.Dtype | None:
     if first == second:
         return first
     return mx.float64 if mx.float64 in (first, second) else mx.float32
-
-
-def _crop(shape: Sequence[int], low: Triple, high: Triple) -> tuple[tuple[slice, ...], Triple, Triple]:
-    """What is left of an input under negative padding, which MLX takes off it, and the padding that remains."""
-    inner = (slice(max(0, -a), size - max(0, -b)) for size, a, b in zip(shape[1:4], low, high, strict=True))
-    left_low = (max(0, low[0]), max(0, low[1]), max(0, low[2]))
-    left_high = (max(0, high[0]), max(0, high[1]), max(0, high[2]))
-    return (slice(None), *inner), left_low, left_high
 
 
 def _adapted(run: Convolution, dtype: mx.Dtype, crop: tuple[slice, ...] | None, *, cast: bool) -> Convolution:

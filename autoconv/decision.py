@@ -187,12 +187,17 @@ def choose(
         The decision; None where the records do not tell under these limits, because a candidate that may now run was
         not timed, or there is no record of native.
     """
-    known = [r for r in latest_run(records) if f"{r.algorithm}@{r.version}" in order]
+    known = [
+        r
+        for r in latest_run(records)
+        if f"{r.algorithm}@{r.version}" in order and all(s > 0 for s in r.samples_us)  # no time takes none
+    ]
     known.sort(key=lambda r: order[f"{r.algorithm}@{r.version}"])
     base = next((r for r in known if r.candidate == NATIVE), None)
     if base is None:
         return None
-    bound = accuracies.bound(limits.accuracy, dtype, base.error if base.status is not Status.WRONG else None)
+    right = base.status in {Status.OK, Status.INACCURATE}
+    bound = accuracies.bound(limits.accuracy, dtype, base.error if right else None)
 
     verdicts = [_judge(r, base, bound, limits) for r in known]
     if any(v.status is Status.OK and not v.record.samples_us for v in verdicts):
@@ -247,7 +252,7 @@ def _judge(record: Record, base: Record, bound: float, limits: Limits) -> Verdic
 
 def _least_wrong(verdicts: Sequence[Verdict], bound: float, source: Source) -> Decision:
     """The most accurate of candidates none of which passes; native where there is none."""
-    ran = [v for v in verdicts if v.record.error is not None and v.record.status is not Status.WRONG]
+    ran = [v for v in verdicts if v.status is Status.INACCURATE and v.record.error is not None]
     if not ran:
         state = verdicts[0].status.replace("_", " ") if verdicts else "unknown"
         return Decision(NATIVE, source, None, f"no candidate ran; native is {state}", bound, False, tuple(verdicts))

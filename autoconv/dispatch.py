@@ -24,7 +24,15 @@ from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, algorithms, candidates, find
 from autoconv.decision import Decision, Limits, Source, choose
 from autoconv.environment import Environment
-from autoconv.errors import AccuracyError, AutoconvWarning, DeviceLostError, StoreError, TuningError
+from autoconv.errors import (
+    AccuracyError,
+    AutoconvError,
+    AutoconvWarning,
+    DeviceLostError,
+    ReadOnlyError,
+    StoreError,
+    TuningError,
+)
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.report.explanation import Explanation
@@ -231,18 +239,24 @@ class Dispatcher:
             msg = "the device stopped answering rightly earlier in this process"
             raise TuningError(msg)
         store = self.store(settings, strict=strict)
+        if strict and store.readonly:
+            msg = f"{settings.database or default_path()} is open for reading only, and a measurement is to be kept"
+            raise ReadOnlyError(msg)
         with device_lock.hold(where.id, wait_s) as held:
             if not held:
                 msg = "another process is timing on this device"
                 raise TuningError(msg)
             start = self._clock()
-            self._introduce(store, where, strict=strict)
+            if not store.readonly:
+                with self._tolerating(strict):
+                    store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
             qualification = self._qualify(store, where, device, limit_s, strict=strict)
             limit_s -= self._clock() - start
             self._require_room(problem, where)
-            records = self._run_bench(problem, settings, device, store, qualification, limit_s)
-            with self._tolerating(strict):
-                store.add(problem, records)
+            records = self._run_bench(problem, settings, device, store, qualification, limit_s, strict=strict)
+            if not store.readonly:
+                with self._tolerating(strict):
+                    store.add(problem, records)
         found = self._choose(records, problem, settings, where, Source.MEASURED)
         if found is None:
             msg = "its measurement does not tell under these settings"
@@ -257,20 +271,10 @@ class Dispatcher:
         store: Store,
         qualification: Qualification,
         limit_s: float,
+        *,
+        strict: bool,
     ) -> list[Record]:
         where = environment.of(device)
-
-        @contextlib.contextmanager
-        def guard(candidate: Candidate) -> Iterator[None]:
-            """A note that is found again if the process does not survive."""
-            if store.readonly:
-                yield
-                return
-            store.begin(where.id, problem, candidate.name)
-            try:
-                yield
-            finally:
-                store.end(where.id, problem, candidate.name)
 
         try:
             crashed = frozenset(store.unended(where.id, problem))
@@ -290,7 +294,7 @@ class Dispatcher:
                         barred=qualification.barred,
                         crashed=crashed,
                     ),
-                    guard=guard,
+                    guard=functools.partial(self._noted, store, where, problem),
                     clock=self._clock,
                 )
         except DeviceLostError as error:
@@ -299,8 +303,26 @@ class Dispatcher:
                     store.begin(where.id, problem, error.candidate)
             raise
         except StoreError as error:
+            if strict:
+                raise
             msg = f"no note can be left of what runs: {error}"
             raise TuningError(msg) from error
+
+    @contextlib.contextmanager
+    def _noted(self, store: Store, where: Environment, problem: Problem, candidate: Candidate) -> Iterator[None]:
+        """A note that is found again if the process does not survive what runs, or loses the device by it."""
+        if store.readonly:
+            yield
+            return
+        store.begin(where.id, problem, candidate.name)
+        try:
+            yield
+        except DeviceLostError:
+            raise
+        except BaseException:
+            store.end(where.id, problem, candidate.name)
+            raise
+        store.end(where.id, problem, candidate.name)
 
     @contextlib.contextmanager
     def _device_errors(self, where: Environment) -> Iterator[None]:
@@ -309,6 +331,8 @@ class Dispatcher:
             yield
         except DeviceLostError:
             self._dead.add(where.id)
+            raise
+        except AutoconvError:
             raise
         except (RuntimeError, ValueError, MemoryError) as error:
             msg = f"the bench failed: {' '.join(str(error).split())}"
@@ -323,17 +347,31 @@ class Dispatcher:
             return known
         qualifier = self._qualifiers.get(where.id)
         if qualifier is None:
-            qualifier = self._qualifiers[where.id] = Qualifier(where, device, self._algorithms, clock=self._clock)
-        with self._device_errors(where):
-            done = qualifier.advance(limit_s)
+            qualifier = self._qualifiers[where.id] = Qualifier(
+                where,
+                device,
+                self._algorithms,
+                guard=functools.partial(self._noted, store, where),
+                crashed=functools.partial(store.unended, where.id),
+                clock=self._clock,
+            )
+        try:
+            with self._device_errors(where):
+                done = qualifier.advance(limit_s)
+        except StoreError as error:
+            if strict:
+                raise
+            msg = f"no note can be left of what runs: {error}"
+            raise TuningError(msg) from error
         if done is None:
             msg = "the device is not qualified yet"
             raise TuningError(msg)
         for name, why in done.barred.items():
             self._warn(f"barred {where.id} {name}", f"{name} is not used on {where}: {why}")
         self._qualifications[where.id] = done
-        with self._tolerating(strict):
-            store.qualify(done)
+        if not store.readonly:
+            with self._tolerating(strict):
+                store.qualify(done)
         return done
 
     def qualification(self, store: Store, where: Environment) -> Qualification | None:
@@ -409,10 +447,6 @@ class Dispatcher:
                     known = MemoryStore()
                 self._stores[key] = known
             return known
-
-    def _introduce(self, store: Store, where: Environment, *, strict: bool) -> None:
-        with self._tolerating(strict):
-            store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
 
     def _note(self, problem: Problem, settings: Settings, device: mx.Device) -> None:
         store, where = self.store(settings), environment.of(device)

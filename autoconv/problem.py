@@ -48,14 +48,14 @@ def triple(value: IntOrInts, name: str) -> Triple:
         TypeError: `value` is neither an int nor a sequence of ints.
         ValueError: a sequence of another length.
     """
+    msg = f"[conv] {name} must be an int of 32 bits or a sequence of three, got {value!r}."
     try:
-        if not isinstance(value, Sequence):
-            one = operator.index(value)
-            return (one, one, one)
-        items = tuple(operator.index(v) for v in value)
+        one = not isinstance(value, Sequence)
+        items = (operator.index(value),) if one else tuple(operator.index(v) for v in value)  # type: ignore
     except TypeError:
-        msg = f"[conv] {name} must be an int or a sequence of three ints, got {value!r}."
         raise TypeError(msg) from None
+    if any(abs(v) > MAX_ELEMENTS for v in items):
+        raise TypeError(msg)
     if len(items) == 1:
         items *= 3
     if len(items) != 3:
@@ -76,6 +76,17 @@ def padding_pair(value: Padding) -> tuple[Triple, Triple]:
         return triple(low, "padding"), triple(high, "padding")
     both = triple(value, "padding")  # type: ignore[arg-type]
     return both, both
+
+
+def cropped(shape: Sequence[int], low: Triple, high: Triple) -> tuple[tuple[slice, ...], Triple, Triple]:
+    """What negative padding leaves of an input: slices of its N, D, H, W, and the padding that remains, (low, high).
+
+    MLX takes negative padding off the input before it convolves.
+    """
+    inner = (slice(max(0, -a), max(0, size - max(0, -b))) for size, a, b in zip(shape[1:4], low, high, strict=True))
+    left_low = (max(0, low[0]), max(0, low[1]), max(0, low[2]))
+    left_high = (max(0, high[0]), max(0, high[1]), max(0, high[2]))
+    return (slice(None), *inner), left_low, left_high
 
 
 @dataclass(frozen=True)
@@ -175,15 +186,21 @@ class Problem:
     ) -> Problem:
         """The problem that a call with these arguments poses; ints, lists and tuples that mean the same are one.
 
+        Negative padding is taken off the input, as MLX does.
+
         Raises:
             TypeError, ValueError: as MLX does for the same arguments.
         """
         if not isinstance(flip, bool):
             msg = f"[conv] flip must be True or False, got {flip!r}."
             raise TypeError(msg)
+        shape = tuple(operator.index(v) for v in input_shape)
         low, high = padding_pair(padding)
+        if min(*low, *high) < 0 and len(shape) == 5:
+            slices, low, high = cropped(shape, low, high)
+            shape = (shape[0], *(len(range(n)[s]) for n, s in zip(shape[1:4], slices[1:], strict=True)), shape[4])
         return cls(
-            input_shape=tuple(operator.index(v) for v in input_shape),  # type: ignore[arg-type]
+            input_shape=shape,  # type: ignore[arg-type]
             weight_shape=tuple(operator.index(v) for v in weight_shape),  # type: ignore[arg-type]
             stride=triple(stride, "stride"),
             padding_low=low,

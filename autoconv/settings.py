@@ -98,8 +98,8 @@ def _policy(value: object) -> Policy:
 
 
 def _accuracy(value: object) -> str | float:
-    if value in {"native", "strict"}:
-        return str(value)
+    if isinstance(value, str) and value in {"native", "strict"}:
+        return value
     number = _number(value)
     if number is None or not 0 < number < math.inf:
         msg = f"accuracy must be 'native', 'strict' or a relative L2 error over 0; got {value!r}"
@@ -126,10 +126,11 @@ def parse_bytes(value: object) -> int | None:
         return None
     found = re.fullmatch(r"\s*([\d.]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", str(value))
     number = _number(found[1]) if found else None
-    if found is None or number is None or found[2].upper() not in _UNITS or isinstance(value, bool) or number <= 0:
+    bytes_ = number * _UNITS.get(found[2].upper(), 0) if found and number is not None else 0
+    if isinstance(value, bool) or not 1 <= bytes_ < math.inf:
         msg = f"memory_limit must be bytes over 0, as a number or as text such as '8GB'; got {value!r}"
         raise SettingsError(msg)
-    return int(number * _UNITS[found[2].upper()])
+    return int(bytes_)
 
 
 def _budget(value: object) -> float:
@@ -143,7 +144,7 @@ def _budget(value: object) -> float:
 def _stall(value: object) -> Stall:
     if isinstance(value, Stall):
         return value
-    found = re.fullmatch(r"\s*([\d.]+)\s*s?\s*(?:\+\s*([\d.]+)\s*%)?\s*", str(value))
+    found = re.fullmatch(r"\s*([\d.]+(?:[eE][+-]?\d+)?)\s*s?\s*(?:\+\s*([\d.]+)\s*%)?\s*", str(value))
     seconds = _number(found[1]) if found else None
     percent = _number(found[2] or 0) if found else None
     if seconds is None or percent is None or isinstance(value, bool):
@@ -158,7 +159,11 @@ def _database(value: object) -> Path | None:
     if not isinstance(value, (str, os.PathLike)):
         msg = f"database must be a file's path; got {value!r}"
         raise SettingsError(msg)
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        msg = f"database {str(value)!r}: {error}"
+        raise SettingsError(msg) from None
 
 
 def _readonly(value: object) -> bool:
@@ -310,6 +315,6 @@ def as_dict(settings: Settings) -> dict[str, object]:
     """The settings by name, as plain values for JSON."""
     values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "token"}
     values["policy"] = str(settings.policy)
-    values["stall"] = f"{settings.stall.seconds:g}+{settings.stall.share:.0%}"
+    values["stall"] = f"{settings.stall.seconds:g}+{settings.stall.share * 100:g}%"
     values["database"] = None if settings.database is None else str(settings.database)
     return values

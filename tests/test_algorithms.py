@@ -711,6 +711,6 @@ def test_the_workspace_is_what_a_run_takes(problem: Problem) -> None:
         del output
 
 
-@given(problems())
+@given(problems(max_groups=1))
 def test_the_workspace_of_native_on_a_gpu_is_not_ours_to_say(problem: Problem) -> None:
     assert named(problem, "native").cost(problem, "metal").workspace_bytes == 0

@@ -797,9 +797,12 @@ def test_what_lost_the_device_in_its_qualification_is_not_tried_again(monkeypatc
     benches = Benches({**A_WINS, "a": RuntimeError("illegal memory access")}, dies_with="a")
     monkeypatch.setattr(dispatch, "Qualifier", functools.partial(Qualifier, bench=benches))
     store = MemoryStore()
-    for _ in range(2):
-        process = Dispatcher(REGISTRY, stores=lambda _path, _readonly: store, bench=Benches(A_WINS))
-        process.decide(PROBLEM, asked("measure"), CPU)
+    first, second = (
+        Dispatcher(REGISTRY, stores=lambda _path, _readonly: store, bench=Benches(A_WINS)) for _ in range(2)
+    )
+    first.decide(PROBLEM, asked("measure"), CPU)
+    with pytest.warns(AutoconvWarning, match="a is not used .* the process ended while it ran"):
+        second.decide(PROBLEM, asked("measure"), CPU)
     assert [name for _, made in benches.made for name in made.started()].count("a") == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ class Explanation:
             "reason": decision.reason,
             "bound": decision.bound,
             "accurate": decision.accurate,
-            "memory_limit_bytes": self.memory_bytes,
+            "memory_limit_bytes": _finite(self.memory_bytes),
             "gflop": self.problem.flops / 1e9,
             "candidates": [
                 {
@@ -83,7 +84,7 @@ class Explanation:
                     "samples_us": list(v.record.samples_us),
                     "spread": v.record.spread,
                     "speedup": v.speedup,
-                    "error": v.record.error,
+                    "error": _finite(v.record.error),
                     "workspace_bytes": v.record.workspace_bytes,
                     "peak_bytes": v.record.peak_bytes,
                     "reason": v.reason,
@@ -120,6 +121,11 @@ class Explanation:
     def __str__(self) -> str:
         """The lines of `summary` and a table in plain text."""
         return "\n".join([*self.summary(), *plain_table(COLUMNS, self.rows())])
+
+
+def _finite(number: float | None) -> float | None:
+    """The number, None where it is infinite: JSON has no word for that."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

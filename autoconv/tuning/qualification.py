@@ -6,7 +6,8 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from autoconv.store.contract import Qualification
 from autoconv.tuning import accuracy
 from autoconv.tuning.bench import Bench, Clock, DeviceBench, timing_stream
 from autoconv.tuning.tuner import MIN_SAMPLE_S
+from autoconv.tuning.verification import Verdict
 
 _log = logging.getLogger("autoconv")
 
@@ -48,6 +50,7 @@ GROSSLY = 10.0
 affair."""
 
 Benches = Callable[[Problem, mx.Device], Bench]
+Guard = Callable[[Problem, Candidate], AbstractContextManager[None]]
 
 
 def fingerprint(algorithms: Sequence[Algorithm]) -> str:
@@ -63,6 +66,8 @@ class Qualifier:
         device: The device.
         algorithms: The algorithms to qualify.
         bench: Makes the bench of a problem. Default: on the device.
+        guard: Context in which a candidate runs on a problem; it sees `DeviceLostError`.
+        crashed: The candidates that ended a process on a problem before.
         clock: Seconds.
     """
 
@@ -73,12 +78,16 @@ class Qualifier:
         algorithms: Sequence[Algorithm],
         *,
         bench: Benches = DeviceBench,
+        guard: Guard = lambda _problem, _candidate: nullcontext(),
+        crashed: Callable[[Problem], Collection[str]] = lambda _problem: (),
         clock: Clock = time.perf_counter,
     ) -> None:
         self._environment = environment
         self._device = device
         self._algorithms = tuple(algorithms)
         self._bench = bench
+        self._guard = guard
+        self._crashed = crashed
         self._clock = clock
         self._failed: dict[str, str] = {}
         self._native_errors: dict[str, float] = {}
@@ -121,19 +130,22 @@ class Qualifier:
     def _try(self, problem: Problem, candidate: Candidate) -> None:
         """Verify a candidate on one problem; native is also timed against itself."""
         name = candidate.algorithm.name
-        bench = self._bench(problem, self._device)
-        try:
-            verdict = bench.verify(candidate)
-            if name == NATIVE:
-                if not verdict.wrong:
-                    known = self._native_errors.get(problem.dtype, 0.0)
-                    self._native_errors[problem.dtype] = max(known, verdict.error)
-                self._beats += self._against_itself(bench, candidate)
-        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-            self._fail(name, problem, " ".join(str(error).split())[:200])
-            if not bench.alive():
-                raise DeviceLostError(str(error), candidate.name) from error
+        if name in self._failed and name != NATIVE:
             return
+        if candidate.name in self._crashed(problem):
+            self._fail(name, problem, "the process ended while it ran")
+            return
+        bench = self._bench(problem, self._device)
+        with self._guard(problem, candidate):
+            try:
+                verdict = bench.verify(candidate)
+                if name == NATIVE:
+                    self._learn_from_native(problem, verdict, bench, candidate)
+            except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+                self._fail(name, problem, " ".join(str(error).split())[:200])
+                if not bench.alive():
+                    raise DeviceLostError(self._failed[name], candidate.name) from error
+                return
         self._ran.add((name, problem.dtype))
         # For groups, which native has none of, its error on the other problems tells how exact the device is:
         # under TF32 no float32 result comes near strict's bounds.
@@ -142,6 +154,13 @@ class Qualifier:
             self._fail(name, problem, verdict.wrong)
         elif verdict.error > GROSSLY * bound:
             self._fail(name, problem, f"error {verdict.error:.1e} where {bound:.1e} passes")
+
+    def _learn_from_native(self, problem: Problem, verdict: Verdict, bench: Bench, candidate: Candidate) -> None:
+        """How exact the device is in this dtype, and how noisy."""
+        if not verdict.wrong:
+            known = self._native_errors.get(problem.dtype, 0.0)
+            self._native_errors[problem.dtype] = max(known, verdict.error)
+        self._beats += self._against_itself(bench, candidate)
 
     def _fail(self, name: str, problem: Problem, why: str) -> None:
         if name not in self._failed:

@@ -127,6 +127,8 @@ def tune(
         best = min((e.first_s for e in entries), default=math.inf)
         if not _may_start(entry, problem, backend, plan, best):
             continue
+        least = 2 * bound_s(entry.candidate, problem, backend, plan.ceilings) if entry.is_native else 0.0
+        _require_time(clock() - start + least, plan)
         bound = math.inf if entry.is_native else accuracies.bound(plan.accuracy, problem.dtype, native_error)
         with nullcontext() if entry.is_native else guard(entry.candidate):
             _run_first(entry, bench, bound)
@@ -134,9 +136,7 @@ def tune(
             native_error = entry.error
             # Native is known: the others are taken to need about as long, with one run to verify and one to time.
             needed = (clock() - start) + entry.first_s * (2 * (len(entries) - 1) + 2 * FINAL_TURNS)
-            if needed > plan.limit_s:
-                msg = f"timing would take about {needed:.1f} s, and {plan.limit_s:.1f} s are left"
-                raise TuningError(msg)
+            _require_time(needed, plan)
     _take_turns([e for e in entries if e.status is Status.OK], bench, plan, start, clock)
     run, created = uuid.uuid4().hex, now()
     return [
@@ -157,6 +157,12 @@ def tune(
         )
         for e in entries
     ]
+
+
+def _require_time(needed_s: float, plan: Plan) -> None:
+    if needed_s > plan.limit_s:
+        msg = f"timing would take {needed_s:.1f} s at least, and {max(0.0, plan.limit_s):.1f} s are left"
+        raise TuningError(msg)
 
 
 def _may_start(entry: _Progress, problem: Problem, backend: str, plan: Plan, best_s: float) -> bool:

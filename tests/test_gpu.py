@@ -1,0 +1,80 @@
+"""What only a GPU shows: its kernels' accuracy, its failures, its memory."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+import autoconv
+from autoconv import environment
+from autoconv.algorithms import algorithms, candidates
+from autoconv.problem import Problem
+from autoconv.record import Status
+from autoconv.tuning import accuracy
+from autoconv.tuning.bench import DeviceBench
+from autoconv.tuning.qualification import Qualifier
+from autoconv.tuning.verification import Reference, make_operands
+
+pytestmark = pytest.mark.gpu
+
+REAL = [
+    Problem.parse((1, 3, 60, 104, 384), (384, 3, 3, 3, 384), padding=(0, 1, 1)),
+    Problem.parse((1, 6, 120, 208, 96), (96, 3, 3, 3, 96), padding=(0, 1, 1)),
+    Problem.parse((1, 6, 120, 208, 3), (96, 3, 3, 3, 3), padding=(0, 1, 1)),
+    Problem.parse((2, 14, 36, 64, 320), (320, 3, 1, 1, 320), padding=(1, 0, 0)),
+    Problem.parse((1, 32, 32, 32, 64), (128, 3, 3, 3, 64), stride=2, padding=1),
+    Problem.parse((2, 9, 30, 31, 48), (40, 3, 3, 3, 48), padding=((2, 1, 0), (0, 1, 2)), dilation=(1, 2, 1)),
+]
+
+
+def test_every_algorithm_qualifies() -> None:
+    device = mx.default_device()
+    found = Qualifier(environment.of(device), device, algorithms()).advance()
+    assert found is not None
+    assert found.barred == {}
+    assert all(rate > 0 for rate in found.ceilings.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("problem", REAL, ids=str)
+def test_every_candidate_is_about_as_accurate_as_native(problem: Problem, dtype: str) -> None:
+    problem = Problem.parse(
+        problem.input_shape,
+        problem.weight_shape,
+        dtype,
+        stride=problem.stride,
+        padding=(problem.padding_low, problem.padding_high),
+        dilation=problem.dilation,
+    )
+    device = mx.default_device()
+    bench = DeviceBench(problem, device)
+    found = {c.name: bench.verify(c) for c in candidates(problem, environment.of(device).backend)}
+    assert {name: v.wrong for name, v in found.items() if v.wrong} == {}
+    bound = accuracy.bound("native", dtype, found["native"].error)
+    # The running sum in the dtype itself may be worse: it is what the accuracy policy is there for.
+    assert {name: v.error for name, v in found.items() if v.error > bound and "sum=dtype" not in name} == {}
+
+
+def test_a_shape_on_which_mlx_runs_out_of_memory_runs() -> None:
+    problem = Problem.parse((1, 16, 16, 27, 512), (512, 5, 3, 3, 512), "float16", padding=(2, 1, 1))
+    input, weight = make_operands(problem)
+    output = autoconv.conv3d(input, weight, padding=(2, 1, 1), policy="measure")
+    verdict = Reference(problem, input, weight).check(output)
+    assert verdict.wrong == ""
+    assert verdict.error < accuracy.FLOOR["float16"]
+
+
+def test_groups_run() -> None:
+    problem = Problem.parse((1, 8, 20, 20, 64), (64, 3, 3, 3, 4), padding=1, groups=16)
+    input, weight = make_operands(problem)
+    output = autoconv.conv3d(input, weight, padding=1, groups=16, policy="record")
+    verdict = Reference(problem, input, weight).check(output)
+    assert verdict.wrong == ""
+    assert verdict.error < accuracy.LOSSY["float32"]
+
+
+def test_a_tune_says_what_became_of_each_candidate() -> None:
+    found = autoconv.tune((1, 6, 120, 208, 96), (96, 3, 3, 3, 96), dtype="bfloat16")
+    statuses = {v.record.candidate: v.status for v in found.decision.verdicts}
+    assert statuses["native"] is Status.OK
+    assert set(statuses) == set(found.candidates)
