@@ -118,7 +118,7 @@ def _decide(
     low, high = padding_pair(arguments["padding"])
     crop = cropped(input.shape, low, high)[0] if min(*low, *high) < 0 else None
     run = _adapted(convolution, dtype, crop, cast=input.dtype != weight.dtype)
-    known[key] = _provisional(run, key) if _for_want_of_time(decided, settings) else run
+    known[key] = _provisional(run, key) if problem.addressable and _for_want_of_time(decided, settings) else run
     return run
 
 

@@ -143,7 +143,7 @@ def speedup(record: Record, base: Record) -> tuple[float, float] | None:
 
 @functools.cache
 def _rank(first: int, second: int, confidence: float = 0.95) -> int:
-    """The largest `u` with `P(U < u) <= 1 - confidence`, for the rank-sum statistic `U` of samples of these sizes.
+    """The largest `u` with `P(U <= u) <= 1 - confidence`, or 0, `U` being the rank-sum statistic of such samples.
 
     Mann and Whitney's recurrence: of the arrangements of `m` and `n` values with statistic `u`, those whose largest
     value is of the first sample have `u - n` without it, the others `u` without it.

@@ -47,6 +47,11 @@ _log = logging.getLogger("autoconv")
 MEMORY_SHARE = 0.6
 """Default memory limit, of the device's recommended working set or memory."""
 
+TOLD_S = 0.5
+"""A stall that came to nothing is told of past this."""
+
+PAST_INDEX = "an array of it has more than 2^31-1 elements, which has ended processes; not timed"
+
 WAIT_S = 60.0
 """How long a measurement that was asked for waits for another process that is timing on the device."""
 
@@ -90,6 +95,7 @@ class Dispatcher:
         self._stores: dict[tuple[Path | None, bool], Store] = {}
         self._qualifications: dict[str, Qualification] = {}
         self._qualifiers: dict[str, Qualifier] = {}
+        self._unkept = MemoryStore()  # what was timed and could not be written; this process still knows it
         self._dead: set[str] = set()
         self._warned: set[str] = set()
         self._lock = threading.RLock()
@@ -112,6 +118,8 @@ class Dispatcher:
         found, why = self.look_up(problem, settings, device), "it is in no database"
         if found is not None:
             return found
+        if not problem.addressable:
+            return self._without_measurement(problem, device, PAST_INDEX)
         if settings.policy is Policy.RECORD:
             self._note(problem, settings, device)
             why = "noted for `autoconv sweep --pending`"
@@ -126,12 +134,17 @@ class Dispatcher:
     def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
         """The decision that the database makes under these settings, None where it does not tell. Never times."""
         where = environment.of(device)
+        found = None
         try:
             records = self.store(settings).records(where.id, problem)
         except StoreError as error:
             self._warn("store", str(error))
-            return None
-        return self._choose(records, problem, settings, where, Source.DATABASE)
+        else:
+            found = self._choose(records, problem, settings, where, Source.DATABASE)
+        if found is None:
+            records = self._unkept.records(where.id, problem)
+            found = self._choose(records, problem, settings, where, Source.MEASURED)
+        return found
 
     def tune(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
         """Time a problem now, whatever is known of it.
@@ -195,27 +208,30 @@ class Dispatcher:
             found = self._measure(
                 problem, settings, device, limit_s=left, wait_s=0.0 if capped else WAIT_S, strict=False
             )
-            self._tell_once(self._clock() - start, settings)
+            self._tell_once("timed 1 conv3d shape", self._clock() - start, settings)
             return found
+        except TuningError:
+            if self._clock() - start > TOLD_S:
+                self._tell_once("took a first look at this device", self._clock() - start, settings)
+            raise
         finally:
-            self._stalled_s += self._clock() - start
+            if capped:
+                self._stalled_s += self._clock() - start
             self._timing.release()
 
     def _stall_left(self, settings: Settings) -> float:
         age = self._clock() - self._born
         return settings.stall.seconds + settings.stall.share * age - self._stalled_s
 
-    def _tell_once(self, seconds: float, settings: Settings) -> None:
+    def _tell_once(self, what: str, seconds: float, settings: Settings) -> None:
         """One line about the first stall, which a user may wonder about."""
         if self._told:
             return
         self._told = True
-        stall = settings.stall
-        most = (
-            f", {stall.seconds:g} s + {stall.share:.0%} of run time at most" if settings.policy is Policy.AUTO else ""
-        )
+        stall, capped = settings.stall, settings.policy is Policy.AUTO
+        most = f", {stall.seconds:g} s + {stall.share * 100:g}% of run time at most" if capped else ""
         print(
-            f"autoconv: timed 1 conv3d shape in {seconds:.1f} s, as for each new shape{most}; "
+            f"autoconv: {what} in {seconds:.1f} s; each new shape is timed once{most}; "
             "AUTOCONV_POLICY=record defers that to `autoconv sweep --pending`",
             file=sys.stderr,
         )
@@ -233,8 +249,7 @@ class Dispatcher:
         """Time a problem and keep its records; with `strict`, a store that fails raises."""
         where = environment.of(device)
         if not problem.addressable:
-            msg = "an array of it has more than 2^31-1 elements, which has ended processes"
-            raise TuningError(msg)
+            raise TuningError(PAST_INDEX)
         if where.id in self._dead:
             msg = "the device stopped answering rightly earlier in this process"
             raise TuningError(msg)
@@ -254,9 +269,7 @@ class Dispatcher:
             limit_s -= self._clock() - start
             self._require_room(problem, where)
             records = self._run_bench(problem, settings, device, store, qualification, limit_s, strict=strict)
-            if not store.readonly:
-                with self._tolerating(strict):
-                    store.add(problem, records)
+            self._keep(store, problem, records, strict=strict)
         found = self._choose(records, problem, settings, where, Source.MEASURED)
         if found is None:
             msg = "its measurement does not tell under these settings"
@@ -455,6 +468,19 @@ class Dispatcher:
         with self._tolerating(strict=False):
             store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
             store.note(where.id, problem)
+
+    def _keep(self, store: Store, problem: Problem, records: Sequence[Record], *, strict: bool) -> None:
+        """Keep records in the store, or where that cannot be for this process alone."""
+        if not store.readonly:
+            try:
+                store.add(problem, records)
+            except StoreError as error:
+                if strict:
+                    raise
+                self._warn("store", str(error))
+            else:
+                return
+        self._unkept.add(problem, records)
 
     @contextlib.contextmanager
     def _tolerating(self, strict: bool) -> Iterator[None]:

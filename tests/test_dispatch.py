@@ -242,6 +242,15 @@ def test_the_noise_of_the_device_is_what_a_winner_must_be_over() -> None:
     assert chosen == ["a", "native"]
 
 
+def test_the_ceilings_of_the_device_are_what_a_candidate_must_come_near() -> None:
+    store, benches = MemoryStore(), Benches(A_WINS)
+    store.qualify(qualification(ceilings={"copy_gb_per_s": 1.0}))
+    among = [REGISTRY[0], replayed("a", 1, moved=10**9), REGISTRY[2]]  # one second at that rate
+    found = dispatcher_over(store, benches, among).decide(PROBLEM, asked("measure"), CPU)
+    assert benches.made[0][1].started() == ["native", "b"]
+    assert found.candidate == "b"
+
+
 # What calls may cost
 
 
@@ -516,6 +525,15 @@ def test_reading_only_is_no_reason_to_warn(shipped: Path, policy: str) -> None:
     found = made.decide(OTHERS[0], asked(policy, database=shipped, readonly=True), CPU)
     made.close()
     assert found.candidate == ("a" if policy in {"auto", "measure"} else "native")
+
+
+def test_what_could_not_be_kept_is_still_not_timed_twice_in_a_process(shipped: Path) -> None:
+    benches = Benches(A_WINS)
+    made = Dispatcher(REGISTRY, bench=benches, clock=benches.clock)
+    chosen = [made.decide(OTHERS[0], asked(database=shipped, readonly=True), CPU).candidate for _ in range(3)]
+    made.close()
+    assert chosen == ["a"] * 3
+    assert benches.problems == [OTHERS[0]]
 
 
 # Asking for a measurement
@@ -954,3 +972,24 @@ def test_a_real_device_is_qualified_timed_and_remembered(
     assert capsys.readouterr().err.count("\n") == 1
     first.close()
     second.close()
+
+
+# Where nothing can be timed
+
+
+def test_what_can_never_be_timed_is_not_noted_for_later() -> None:
+    huge = Problem.parse((1, 86, 482, 834, 96), (3, 3, 3, 3, 96))
+    store = qualified()
+    for policy in ("auto", "measure", "record"):
+        found = dispatcher_over(store).decide(huge, asked(policy), CPU)
+        assert (found.candidate, found.source) == ("native", Source.NATIVE)
+        assert "2^31-1" in found.reason
+    assert store.pending(HERE.id) == []
+
+
+def test_what_measure_took_is_not_held_against_auto() -> None:
+    benches = Benches(slow(100))
+    made = dispatcher_over(qualified(), benches)
+    made.decide(PROBLEM, asked("measure"), CPU)
+    assert benches.clock.now - 1000.0 > 2.0
+    assert made.decide(OTHERS[0], asked("auto", stall="2"), CPU).source is Source.MEASURED

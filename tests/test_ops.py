@@ -24,7 +24,7 @@ import autoconv
 from autoconv import _calls, dispatch, environment
 from autoconv import settings as _settings
 from autoconv._backend import mx
-from autoconv.algorithms import algorithms, candidates
+from autoconv.algorithms import Candidate, Convolution, algorithms, candidates
 from autoconv.decision import Decision, Source
 from autoconv.dispatch import Dispatcher
 from autoconv.errors import AutoconvWarning, SettingsError, TuningError
@@ -184,6 +184,45 @@ def test_dtypes_promote_as_in_mlx(decided: list[object], first: mx.Dtype, second
     pair = ([-1, 0, 0], [0, 1, 1])
     same(autoconv.conv_general(x, w, padding=pair), mx_conv_general(x, w, padding=pair))
     assert decided
+
+
+def test_a_candidate_gets_operands_of_the_problem_s_shape_and_dtype(
+    decided: list[tuple[Problem, Settings]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got = []
+
+    def build(candidate: Candidate, problem: Problem) -> Convolution:
+        def run(x: mx.array, w: mx.array, /) -> mx.array:
+            got.append((x.shape, w.shape, x.dtype, w.dtype))
+            return mx.zeros(problem.output_shape)
+
+        return run
+
+    monkeypatch.setattr(Candidate, "build", build)
+    for first, second in ((mx.float16, mx.bfloat16), (mx.float64, mx.float16), (mx.bfloat16, mx.bfloat16)):
+        for pair in (([-1, 0, 0], [0, -2, 1]), ([1, 0, 0], [0, 1, 1])):
+            autoconv.conv_general(X.astype(first), W.astype(second), padding=pair)
+    assert got == [(p.input_shape, p.weight_shape, getattr(mx, p.dtype), getattr(mx, p.dtype)) for p, _ in decided]
+    assert len(got) == 6
+
+
+@pytest.mark.parametrize("stream", [None, mx.cpu], ids=["", "on a stream"])
+@pytest.mark.parametrize("write", [tuple, list])
+def test_no_argument_is_lost_on_the_way(decided: list[object], write: type, stream: Any) -> None:
+    ones = write((1, 1, 1))
+    first: Arguments = {"stride": ones, "padding": ones, "dilation": ones}
+    for name in (None, *first):
+        arguments = first | ({} if name is None else {name: write((2, 1, 2))})
+        wanted = mx_conv3d(X, W, **arguments)
+        for _ in range(2):
+            same(autoconv.conv3d(X, W, **arguments, stream=stream), wanted)
+    general: Arguments = {"stride": ones, "padding": ones, "kernel_dilation": ones, "input_dilation": ones}
+    for name in (None, "flip", *general):
+        arguments = general | ({} if name is None else {name: True if name == "flip" else write((2, 1, 2))})
+        wanted = mx_conv_general(X, W, **arguments)
+        for _ in range(2):
+            same(autoconv.conv_general(X, W, **arguments, stream=stream), wanted)
+    assert len(decided) == 4 + 6
 
 
 @pytest.mark.usefixtures("nothing_is_decided")

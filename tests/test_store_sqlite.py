@@ -347,7 +347,7 @@ def test_an_empty_file_cannot_be_read(tmp_path: Path) -> None:
 @pytest.fixture
 def frozen(file: Path) -> Iterator[Path]:
     """A copy of the database in a folder that nobody but root can write, and everybody read."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         copy = Path(folder) / file.name
         copy.write_bytes(file.read_bytes())
         copy.chmod(0o444)

@@ -586,3 +586,13 @@ def test_times_are_values_or_errors() -> None:
     assert bench.sample(native, 1) == 1.0
     with pytest.raises(RuntimeError, match="no"):
         bench.sample(native, 1)
+
+
+@pytest.mark.parametrize("falls", [Run((MS,), last_wrong="half of it is zero"), Run((MS, MS, RuntimeError("gone")))])
+def test_where_the_fastest_falls_the_rest_is_raced_again(falls: Run) -> None:
+    """They had been given up for it, after a turn or two."""
+    found = race({"native": steady(5), "fastest": falls, "given up": steady(4)})
+    assert found["fastest"].status in {Status.WRONG, Status.FAILED}
+    assert found["fastest"].samples_us == ()
+    for name in ("native", "given up"):
+        assert len(found[name].samples_us) >= 6

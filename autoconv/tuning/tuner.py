@@ -223,9 +223,20 @@ def _fail(entry: _Progress, error: Exception, bench: Bench) -> None:
 
 
 def _take_turns(contenders: list[_Progress], bench: Bench, plan: Plan, start: float, clock: Clock) -> None:
-    """Time the contenders in turns until the budget is spent, dropping losers."""
-    if not contenders:
-        return
+    """Time the contenders in turns; once more without one that failed, since others may have been given up for it."""
+    while contenders:
+        _race(contenders, bench, plan, start, clock)
+        left = [e for e in contenders if e.status is Status.OK]
+        if len(left) == len(contenders):
+            return
+        for entry in left:
+            entry.samples_s.clear()
+            entry.detail = ""
+        contenders = left
+
+
+def _race(contenders: list[_Progress], bench: Bench, plan: Plan, start: float, clock: Clock) -> None:
+    """Time the contenders in turns until the budget is spent, dropping losers, and verify what was timed last."""
     best = min(e.first_s for e in contenders)
     repetitions = max(1, min(MAX_REPETITIONS, math.ceil(MIN_SAMPLE_S / best)))
     racing = []
@@ -235,8 +246,10 @@ def _take_turns(contenders: list[_Progress], bench: Bench, plan: Plan, start: fl
             entry.detail = f"given up after one run of {entry.first_s / best:.1f} times the best's time"
         else:
             racing.append(entry)
-    for turn in range(MAX_TURNS):
-        if turn >= FINAL_TURNS and (len(racing) == 1 or clock() - start > plan.budget_s * (1 + _unclear(racing))):
+    turn = 0
+    while racing and turn < MAX_TURNS:
+        elapsed = clock() - start
+        if turn >= FINAL_TURNS and (len(racing) == 1 or elapsed > plan.budget_s * (1 + _unclear(racing))):
             break
         shift = turn % len(racing)
         for entry in racing[shift:] + racing[:shift]:
@@ -245,19 +258,23 @@ def _take_turns(contenders: list[_Progress], bench: Bench, plan: Plan, start: fl
             except (RuntimeError, ValueError, MemoryError) as error:
                 _fail(entry, error, bench)
         racing = [e for e in racing if e.status is Status.OK]
-        if turn >= 1 and turn < FINAL_TURNS:
+        if racing and 1 <= turn < FINAL_TURNS:
             racing = _still_racing(racing, over_budget=clock() - start > plan.budget_s)
-        if not racing:
-            break
+        turn += 1
     for entry in contenders:
         if entry.status is Status.OK and len(entry.samples_s) > 1:
-            try:
-                verdict = bench.verify_last(entry.candidate)
-            except (RuntimeError, ValueError, MemoryError) as error:
-                _fail(entry, error, bench)
-            else:
-                if verdict.wrong:
-                    _apply(entry, Verdict(verdict.error, f"in the last run, {verdict.wrong}", verdict.peak), math.inf)
+            _verify_last(entry, bench)
+
+
+def _verify_last(entry: _Progress, bench: Bench) -> None:
+    """An earlier buffer's failure can be dropped silently, and then the last result shows it."""
+    try:
+        verdict = bench.verify_last(entry.candidate)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        _fail(entry, error, bench)
+    else:
+        if verdict.wrong:
+            _apply(entry, Verdict(verdict.error, f"in the last run, {verdict.wrong}", verdict.peak), math.inf)
 
 
 def _unclear(racing: list[_Progress]) -> bool:
@@ -275,8 +292,6 @@ def _still_racing(racing: list[_Progress], *, over_budget: bool) -> list[_Progre
 
     Clearly behind is a fastest sample slower than the best's slowest, by 2% or, past the budget, at all.
     """
-    if not racing:
-        return racing
     leader = min(racing, key=lambda e: statistics.median(e.samples_s))
     worst = max(leader.samples_s) * (1.0 if over_budget else 1.02)
     kept = []

@@ -26,6 +26,9 @@ CHANNELS = 32
 OUTLIER_SHARE = 1e-3
 OUTLIER_SCALE = 30.0
 
+STRAY = 30.0
+"""How many times the usual error a single value may be off."""
+
 HALF_PEAK = 2.0**14
 """Peak of the output in the second run of float16, a quarter of its largest number."""
 
@@ -155,8 +158,11 @@ class Reference:
 def judge(found: Array, exact: Array, peak: float = 1.0) -> Verdict:
     """Compare values, each row a position.
 
-    A result is wrong if any value is not finite, or if a single one is off by far more than the others: more than a
-    hundred times the median error plus a thousandth of its row, both relative to the row's root mean square.
+    A result is wrong if any value is not finite, or if a few are off by far more than the others: more than
+    `STRAY` times the root mean square of the errors without the largest fiftieth, plus a thousandth; or if many are:
+    one by more than a hundred times the median error plus a twentieth. All are relative to the root mean square of the
+    value's row. (Honest errors are up to 8 times as large as usual, since kernels of several precisions may share one
+    result: that was seen under TF32.)
     """
     if not (math.isfinite(peak) and np.isfinite(found).all()):
         return Verdict(math.inf, "the result is not finite", peak)
@@ -166,8 +172,11 @@ def judge(found: Array, exact: Array, peak: float = 1.0) -> Verdict:
     rows = np.sqrt(np.mean(exact**2, axis=1, keepdims=True))
     # A row that sees only padding is exactly zero, and so must the result be.
     relative = difference / np.where(rows > 0, rows, 1.0)
-    worst = float(relative.max(initial=0.0))
-    if worst > 100 * float(np.median(relative)) + 1e-3 or error > 0.5:
+    ordered = np.sort(relative, axis=None)
+    worst = float(ordered[-1])
+    usual = float(np.sqrt(np.mean(ordered[: max(1, len(ordered) * 49 // 50)] ** 2)))
+    few, many = STRAY * usual + 1e-3, 100 * float(np.median(relative)) + 0.05
+    if worst > min(few, many) or error > 0.5:
         return Verdict(error, f"one value is off by {worst:.2g} of the output's size", peak)
     return Verdict(error, "", peak)
 
