@@ -6,43 +6,30 @@ decides it remembers, so that a shape costs this once.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
 import math
 import sys
 import threading
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autoconv import decision as decisions
-from autoconv import device_lock, environment
+from autoconv import environment
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, algorithms, candidates, find
 from autoconv.decision import Decision, Limits, Source, choose
 from autoconv.environment import Environment
-from autoconv.errors import (
-    AccuracyError,
-    AutoconvError,
-    AutoconvWarning,
-    DeviceLostError,
-    ReadOnlyError,
-    StoreError,
-    TuningError,
-)
+from autoconv.errors import AccuracyError, ReadOnlyError, StoreError, TuningError
+from autoconv.measurer import Benches, Measurer
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.report.explanation import Explanation
 from autoconv.settings import Policy, Settings
-from autoconv.store import MemoryStore, Qualification, Store, default_path, open_store
-from autoconv.tuning.bench import Bench, Clock, DeviceBench
-from autoconv.tuning.qualification import Qualifier, fingerprint
-from autoconv.tuning.tuner import Plan, tune
-
-_log = logging.getLogger("autoconv")
+from autoconv.store import MemoryStore, Store, default_path, open_store
+from autoconv.tuning.bench import Clock, DeviceBench
+from autoconv.warn import WarnOnce
 
 MEMORY_SHARE = 0.6
 """Default memory limit, of the device's recommended working set or memory."""
@@ -56,7 +43,6 @@ WAIT_S = 60.0
 """How long a measurement that was asked for waits for another process that is timing on the device."""
 
 Stores = Callable[[Path, bool], Store]
-Benches = Callable[[Problem, mx.Device], Bench]
 
 
 def _open(path: Path, readonly: bool) -> Store:
@@ -86,18 +72,15 @@ class Dispatcher:
         self._algorithms = tuple(algorithms() if registry is None else registry)
         self._order = {f"{a.name}@{a.version}": i for i, a in enumerate(self._algorithms)}
         self._open_store = stores
-        self._bench = bench
         self._clock = clock
         self._born = clock()
         self._stalled_s = 0.0
         self._told = False
         self._counts: Counter[Source] = Counter()
         self._stores: dict[tuple[Path | None, bool], Store] = {}
-        self._qualifications: dict[str, Qualification] = {}
-        self._qualifiers: dict[str, Qualifier] = {}
         self._unkept = MemoryStore()  # what was timed and could not be written; this process still knows it
-        self._dead: set[str] = set()
-        self._warned: set[str] = set()
+        self._warn = WarnOnce()
+        self._measurer = Measurer(self._algorithms, bench=bench, clock=clock, warn=self._warn)
         self._lock = threading.RLock()
         self._timing = threading.RLock()
 
@@ -250,169 +233,33 @@ class Dispatcher:
         where = environment.of(device)
         if not problem.addressable:
             raise TuningError(PAST_INDEX)
-        if where.id in self._dead:
-            msg = "the device stopped answering rightly earlier in this process"
-            raise TuningError(msg)
         store = self.store(settings, strict=strict)
         if strict and store.readonly:
             msg = f"{settings.database or default_path()} is open for reading only, and a measurement is to be kept"
             raise ReadOnlyError(msg)
-        with device_lock.hold(where.id, wait_s) as held:
-            if not held:
-                msg = "another process is timing on this device"
-                raise TuningError(msg)
-            start = self._clock()
-            if not store.readonly:
-                with self._tolerating(strict):
-                    store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
-            qualification = self._qualify(store, where, device, limit_s, strict=strict)
-            limit_s -= self._clock() - start
-            self._require_room(problem, where)
-            records = self._run_bench(problem, settings, device, store, qualification, limit_s, strict=strict)
-            self._keep(store, problem, records, strict=strict)
+        records = self._measurer.measure(
+            problem,
+            settings,
+            device,
+            store,
+            memory_bytes=self._memory_bytes(settings, where),
+            limit_s=limit_s,
+            wait_s=wait_s,
+            strict=strict,
+        )
+        self._keep(store, problem, records, strict=strict)
         found = self._choose(records, problem, settings, where, Source.MEASURED)
         if found is None:
             msg = "its measurement does not tell under these settings"
             raise TuningError(msg)
         return found
 
-    def _run_bench(
-        self,
-        problem: Problem,
-        settings: Settings,
-        device: mx.Device,
-        store: Store,
-        qualification: Qualification,
-        limit_s: float,
-        *,
-        strict: bool,
-    ) -> list[Record]:
-        where = environment.of(device)
-
-        try:
-            crashed = frozenset(store.unended(where.id, problem))
-            with self._device_errors(where):
-                return tune(
-                    problem,
-                    where.id,
-                    where.backend,
-                    candidates(problem, where.backend, self._algorithms),
-                    self._bench(problem, device),
-                    Plan(
-                        accuracy=settings.accuracy,
-                        memory_bytes=self._memory_bytes(settings, where),
-                        budget_s=settings.budget_ms / 1e3,
-                        limit_s=limit_s,
-                        ceilings=qualification.ceilings,
-                        barred=qualification.barred,
-                        crashed=crashed,
-                    ),
-                    guard=functools.partial(self._noted, store, where, problem),
-                    clock=self._clock,
-                )
-        except DeviceLostError as error:
-            if not store.readonly:  # a note that is never taken away: the next process does not try it again
-                with self._tolerating(strict=False):
-                    store.begin(where.id, problem, error.candidate)
-            raise
-        except StoreError as error:
-            if strict:
-                raise
-            msg = f"no note can be left of what runs: {error}"
-            raise TuningError(msg) from error
-
-    @contextlib.contextmanager
-    def _noted(self, store: Store, where: Environment, problem: Problem, candidate: Candidate) -> Iterator[None]:
-        """A note that is found again if the process does not survive what runs, or loses the device by it."""
-        if store.readonly:
-            yield
-            return
-        store.begin(where.id, problem, candidate.name)
-        try:
-            yield
-        except DeviceLostError:
-            raise
-        except BaseException:
-            store.end(where.id, problem, candidate.name)
-            raise
-        store.end(where.id, problem, candidate.name)
-
-    @contextlib.contextmanager
-    def _device_errors(self, where: Environment) -> Iterator[None]:
-        """Turn what MLX raises outside a candidate's own run into `TuningError`."""
-        try:
-            yield
-        except DeviceLostError:
-            self._dead.add(where.id)
-            raise
-        except AutoconvError:
-            raise
-        except (RuntimeError, ValueError, MemoryError) as error:
-            msg = f"the bench failed: {' '.join(str(error).split())}"
-            raise TuningError(msg) from error
-
-    def _qualify(
-        self, store: Store, where: Environment, device: mx.Device, limit_s: float, *, strict: bool
-    ) -> Qualification:
-        """The device's qualification; goes on with it if it is not complete."""
-        known = self.qualification(store, where)
-        if known is not None:
-            return known
-        qualifier = self._qualifiers.get(where.id)
-        if qualifier is None:
-            qualifier = self._qualifiers[where.id] = Qualifier(
-                where,
-                device,
-                self._algorithms,
-                guard=functools.partial(self._noted, store, where),
-                crashed=functools.partial(store.unended, where.id),
-                clock=self._clock,
-            )
-        try:
-            with self._device_errors(where):
-                done = qualifier.advance(limit_s)
-        except StoreError as error:
-            if strict:
-                raise
-            msg = f"no note can be left of what runs: {error}"
-            raise TuningError(msg) from error
-        if done is None:
-            msg = "the device is not qualified yet"
-            raise TuningError(msg)
-        for name, why in done.barred.items():
-            self._warn(f"barred {where.id} {name}", f"{name} is not used on {where}: {why}")
-        self._qualifications[where.id] = done
-        if not store.readonly:
-            with self._tolerating(strict):
-                store.qualify(done)
-        return done
-
-    def qualification(self, store: Store, where: Environment) -> Qualification | None:
-        """What is known of a device from its first run, None before that."""
-        known = self._qualifications.get(where.id)
-        if known is None:
-            try:
-                known = store.qualification(where.id, fingerprint(self._algorithms))
-            except StoreError as error:
-                self._warn("store", str(error))
-            if known is not None:
-                self._qualifications[where.id] = known
-        return known
-
-    def _require_room(self, problem: Problem, where: Environment) -> None:
-        """Room for the operands, float16's scaled copy of the input, and two results."""
-        needed = 2 * problem.input_bytes + problem.weight_bytes + 2 * problem.output_bytes
-        free = environment.free_bytes(where)
-        if needed > free:
-            msg = f"timing needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
-            raise TuningError(msg)
-
     # What decisions rest on
 
     def _choose(
         self, records: Sequence[Record], problem: Problem, settings: Settings, where: Environment, source: Source
     ) -> Decision | None:
-        known = self._qualifications.get(where.id) or (self.qualification(self.store(settings), where))
+        known = self._measurer.qualification(self.store(settings), where)
         limits = Limits(
             accuracy=settings.accuracy,
             memory_bytes=self._memory_bytes(settings, where),
@@ -465,7 +312,7 @@ class Dispatcher:
         store, where = self.store(settings), environment.of(device)
         if store.readonly:
             return
-        with self._tolerating(strict=False):
+        with self._warn.tolerating(strict=False):
             store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
             store.note(where.id, problem)
 
@@ -481,25 +328,6 @@ class Dispatcher:
             else:
                 return
         self._unkept.add(problem, records)
-
-    @contextlib.contextmanager
-    def _tolerating(self, strict: bool) -> Iterator[None]:
-        """A store that cannot be written costs one warning, unless `strict`."""
-        try:
-            yield
-        except StoreError as error:
-            if strict:
-                raise
-            self._warn("store", str(error))
-
-    def _warn(self, about: str, text: str) -> None:
-        """Warn once about a thing."""
-        with self._lock:
-            if about in self._warned:
-                return
-            self._warned.add(about)
-        _log.warning(text)
-        warnings.warn(text, AutoconvWarning, stacklevel=2)
 
     def close(self) -> None:
         """Close every store; the next decision opens them again."""

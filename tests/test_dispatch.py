@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 import pytest
 from replay import Benches, ReplayBench, Run, VirtualClock, nothing_is_timed, registry, replayed
 
-from autoconv import device_lock, dispatch, environment, settings
+from autoconv import device_lock, environment, measurer, settings
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, algorithms
 from autoconv.decision import Source
@@ -446,7 +446,7 @@ def test_a_database_that_cannot_be_opened_costs_one_warning(policy: str) -> None
 
     benches = Benches(A_WINS)
     made = Dispatcher(REGISTRY, stores=stores, bench=benches, clock=benches.clock)
-    made._qualifications[HERE.id] = qualification()
+    made._measurer._qualifications[HERE.id] = qualification()
     with pytest.warns(AutoconvWarning, match="it is a directory") as caught:
         found = [made.decide(p, asked(policy, database="/x/own.db"), CPU) for p in (PROBLEM, OTHERS[0], PROBLEM)]
     assert len(caught) == 1
@@ -470,7 +470,7 @@ def test_a_result_that_cannot_be_written_is_used_at_the_cost_of_one_warning(fail
 @pytest.mark.parametrize("failing", [WRITES, READS, WRITES + READS], ids=["writing", "reading", "everything"])
 def test_no_store_keeps_a_call_from_going_on(policy: str, failing: tuple[str, ...]) -> None:
     made = dispatcher_over(Failing(*failing), Benches(A_WINS))
-    made._qualifications[HERE.id] = qualification()
+    made._measurer._qualifications[HERE.id] = qualification()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = [made.decide(p, asked(policy), CPU) for p in (PROBLEM, OTHERS[0], PROBLEM)]
@@ -743,7 +743,7 @@ def unqualified(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Introduction]:
 
     def put(**how: Any) -> Introduction:
         made = Introduction(**how)
-        monkeypatch.setattr(dispatch, "Qualifier", made)
+        monkeypatch.setattr(measurer, "Qualifier", made)
         return made
 
     return put
@@ -803,7 +803,7 @@ def test_a_device_that_dies_while_it_is_qualified_is_not_timed_on(monkeypatch: p
         begun.append(problem)
         return ReplayBench({**A_WINS, "a": RuntimeError("illegal memory access")}, dies_with="a")
 
-    monkeypatch.setattr(dispatch, "Qualifier", functools.partial(Qualifier, bench=bench))
+    monkeypatch.setattr(measurer, "Qualifier", functools.partial(Qualifier, bench=bench))
     made = dispatcher_over(MemoryStore())
     found = [made.decide(p, asked("measure"), CPU) for p in (PROBLEM, OTHERS[0])]
     assert {d.candidate for d in found} == {"native"}
@@ -813,7 +813,7 @@ def test_a_device_that_dies_while_it_is_qualified_is_not_timed_on(monkeypatch: p
 
 def test_what_lost_the_device_in_its_qualification_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     benches = Benches({**A_WINS, "a": RuntimeError("illegal memory access")}, dies_with="a")
-    monkeypatch.setattr(dispatch, "Qualifier", functools.partial(Qualifier, bench=benches))
+    monkeypatch.setattr(measurer, "Qualifier", functools.partial(Qualifier, bench=benches))
     store = MemoryStore()
     first, second = (
         Dispatcher(REGISTRY, stores=lambda _path, _readonly: store, bench=Benches(A_WINS)) for _ in range(2)
@@ -960,7 +960,7 @@ def test_a_real_device_is_qualified_timed_and_remembered(
     assert found.source is Source.MEASURED
     assert found.accurate
     assert {v.status for v in found.verdicts} == {Status.OK}
-    known = first.qualification(first.store(how), where)
+    known = first.store(how).qualification(where.id, fingerprint(algorithms()))
     assert known is not None
     assert known.barred == {}
     assert known.passed >= {(a.name, dtype) for a in algorithms()[:1] for dtype in ("float32", "float16", "bfloat16")}

@@ -570,7 +570,7 @@ def test_a_known_shape_asks_nobody(
     monkeypatch.setattr(sqlite3, "connect", asked)
     for name in ("records", "_connected", "_select"):
         monkeypatch.setattr(SqliteStore, name, asked)
-    for name in ("decide", "look_up", "store", "candidate", "qualification"):
+    for name in ("decide", "look_up", "store", "candidate"):
         monkeypatch.setattr(Dispatcher, name, asked)
     monkeypatch.setattr(Problem, "parse", asked)
     for _ in range(3):

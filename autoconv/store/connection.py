@@ -78,7 +78,7 @@ def _connect(file: Path) -> sqlite3.Connection:
         if number < SCHEMA:
             from autoconv.store.migrations import migrate
 
-            migrate(connection)
+            migrate(connection, APPLICATION_ID, SCHEMA)
     except BaseException:
         connection.close()
         raise

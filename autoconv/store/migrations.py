@@ -11,8 +11,6 @@ import sqlite3
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from autoconv.store.connection import APPLICATION_ID, SCHEMA
-
 migrations = Migrations("autoconv")
 
 # Statuses are not checked here: a newer version may add one, and an older one reads it as a miss. Nor is JSON in
@@ -107,8 +105,8 @@ def m001_measurements(db: Database) -> None:
         db.execute(statement)
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring a database to the newest schema and mark it as ours, all in one transaction.
+def migrate(connection: sqlite3.Connection, application_id: int, schema: int) -> None:
+    """Bring a database to the newest schema and mark it with its number and as ours, all in one transaction.
 
     Processes that come at the same time wait for the first, and then find nothing left to do.
     """
@@ -116,8 +114,8 @@ def migrate(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         migrations.apply(db)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        connection.execute(f"PRAGMA application_id = {application_id}")
+        connection.execute(f"PRAGMA user_version = {schema}")
         db.commit()
     except BaseException:
         db.rollback()

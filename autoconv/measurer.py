@@ -1,0 +1,208 @@
+"""The measurer: everything about timing a problem on a device but the timing itself.
+
+It holds the device, qualifies it, asks for room, leaves notes for the case that the process does not survive, and
+turns what MLX raises into reasons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+from autoconv import device_lock, environment
+from autoconv._backend import mx
+from autoconv.algorithms import Algorithm, Candidate, candidates
+from autoconv.environment import Environment
+from autoconv.errors import AutoconvError, DeviceLostError, StoreError, TuningError
+from autoconv.problem import Problem
+from autoconv.record import Record
+from autoconv.settings import Settings
+from autoconv.store import Qualification, Store
+from autoconv.tuning.bench import Bench, Clock
+from autoconv.tuning.qualification import Qualifier, fingerprint
+from autoconv.tuning.tuner import Plan, tune
+from autoconv.warn import WarnOnce
+
+Benches = Callable[[Problem, mx.Device], Bench]
+
+
+class Measurer:
+    """Measures problems, and keeps what it learns of each device: its qualification, and whether it was lost.
+
+    Args:
+        registry: The algorithms to measure.
+        bench: Makes the bench of a problem.
+        clock: Seconds, for what timing costs.
+        warn: Warns once of each thing.
+    """
+
+    def __init__(self, registry: Sequence[Algorithm], *, bench: Benches, clock: Clock, warn: WarnOnce) -> None:
+        self._algorithms = tuple(registry)
+        self._bench = bench
+        self._clock = clock
+        self._warn = warn
+        self._qualifications: dict[str, Qualification] = {}
+        self._qualifiers: dict[str, Qualifier] = {}
+        self._lost: set[str] = set()
+
+    def measure(
+        self,
+        problem: Problem,
+        settings: Settings,
+        device: mx.Device,
+        store: Store,
+        *,
+        memory_bytes: float,
+        limit_s: float,
+        wait_s: float,
+        strict: bool,
+    ) -> list[Record]:
+        """The records of every candidate of a problem; they are not kept yet.
+
+        Args:
+            problem: The problem.
+            settings: Its accuracy and its budget.
+            device: Where.
+            store: Where the device is made known and notes are left.
+            memory_bytes: Bytes that a candidate's workspace may take.
+            limit_s: Seconds after which nothing more is begun.
+            wait_s: Seconds to wait for another process that is timing on the device.
+            strict: Whether a store that fails raises `StoreError`; else it costs a warning, or the measurement where
+                no note can be left.
+
+        Raises:
+            TuningError: the problem cannot be measured now.
+        """
+        where = environment.of(device)
+        if where.id in self._lost:
+            msg = "the device stopped answering rightly earlier in this process"
+            raise TuningError(msg)
+        with device_lock.hold(where.id, wait_s) as held:
+            if not held:
+                msg = "another process is timing on this device"
+                raise TuningError(msg)
+            start = self._clock()
+            if not store.readonly:
+                with self._warn.tolerating(strict=strict):
+                    store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
+            with self._reasons(where, strict=strict):
+                qualification = self._qualify(store, where, device, limit_s, strict=strict)
+                require_room(problem, where)
+                plan = Plan(
+                    accuracy=settings.accuracy,
+                    memory_bytes=memory_bytes,
+                    budget_s=settings.budget_ms / 1e3,
+                    limit_s=limit_s - (self._clock() - start),
+                    ceilings=qualification.ceilings,
+                    barred=qualification.barred,
+                    crashed=frozenset(store.unended(where.id, problem)),
+                )
+                return self._tune(problem, device, store, plan)
+
+    def qualification(self, store: Store, where: Environment) -> Qualification | None:
+        """What is known of a device from its first run, None before that."""
+        known = self._qualifications.get(where.id)
+        if known is None:
+            with self._warn.tolerating(strict=False):
+                known = store.qualification(where.id, fingerprint(self._algorithms))
+            if known is not None:
+                self._qualifications[where.id] = known
+        return known
+
+    def _qualify(
+        self, store: Store, where: Environment, device: mx.Device, limit_s: float, *, strict: bool
+    ) -> Qualification:
+        """The device's qualification; goes on with it if it is not complete."""
+        known = self.qualification(store, where)
+        if known is not None:
+            return known
+        qualifier = self._qualifiers.get(where.id)
+        if qualifier is None:
+            qualifier = self._qualifiers[where.id] = Qualifier(
+                where,
+                device,
+                self._algorithms,
+                guard=functools.partial(noted, store, where),
+                crashed=functools.partial(store.unended, where.id),
+                clock=self._clock,
+            )
+        done = qualifier.advance(limit_s)
+        if done is None:
+            msg = "the device is not qualified yet"
+            raise TuningError(msg)
+        for name, why in done.barred.items():
+            self._warn(f"barred {where.id} {name}", f"{name} is not used on {where}: {why}")
+        self._qualifications[where.id] = done
+        if not store.readonly:
+            with self._warn.tolerating(strict=strict):
+                store.qualify(done)
+        return done
+
+    def _tune(self, problem: Problem, device: mx.Device, store: Store, plan: Plan) -> list[Record]:
+        where = environment.of(device)
+        try:
+            return tune(
+                problem,
+                where.id,
+                where.backend,
+                candidates(problem, where.backend, self._algorithms),
+                self._bench(problem, device),
+                plan,
+                guard=functools.partial(noted, store, where, problem),
+                clock=self._clock,
+            )
+        except DeviceLostError as error:
+            if not store.readonly:  # lost in its first run it has a note already, but not in the race
+                with self._warn.tolerating(strict=False):
+                    store.begin(where.id, problem, error.candidate)
+            raise
+
+    @contextlib.contextmanager
+    def _reasons(self, where: Environment, *, strict: bool) -> Iterator[None]:
+        """Turn what is raised outside a candidate's own run into `TuningError`."""
+        try:
+            yield
+        except DeviceLostError:
+            self._lost.add(where.id)
+            raise
+        except StoreError as error:
+            if strict:
+                raise
+            msg = f"no note can be left of what runs: {error}"
+            raise TuningError(msg) from error
+        except AutoconvError:
+            raise
+        except (RuntimeError, ValueError, MemoryError) as error:
+            msg = f"the bench failed: {' '.join(str(error).split())}"
+            raise TuningError(msg) from error
+
+
+@contextlib.contextmanager
+def noted(store: Store, where: Environment, problem: Problem, candidate: Candidate) -> Iterator[None]:
+    """A note that is found again if the process does not survive what runs, or loses the device by it."""
+    if store.readonly:
+        yield
+        return
+    store.begin(where.id, problem, candidate.name)
+    try:
+        yield
+    except DeviceLostError:
+        raise
+    except BaseException:
+        store.end(where.id, problem, candidate.name)
+        raise
+    store.end(where.id, problem, candidate.name)
+
+
+def require_room(problem: Problem, where: Environment) -> None:
+    """Ask for room for the operands, float16's scaled copy of the input, and two results.
+
+    Raises:
+        TuningError: there is none now.
+    """
+    needed = 2 * problem.input_bytes + problem.weight_bytes + 2 * problem.output_bytes
+    free = environment.free_bytes(where)
+    if needed > free:
+        msg = f"timing needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+        raise TuningError(msg)
