@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from autoconv import accuracy as accuracies
 from autoconv.record import Record, Status
-from autoconv.tuning import accuracy as accuracies
 
 NATIVE = "native"
 

@@ -6,11 +6,10 @@ import mlx.core as mx
 import pytest
 
 import autoconv
-from autoconv import environment
+from autoconv import accuracy, environment
 from autoconv.algorithms import algorithms, candidates
 from autoconv.problem import Problem
 from autoconv.record import Status
-from autoconv.tuning import accuracy
 from autoconv.tuning.bench import DeviceBench
 from autoconv.tuning.qualification import Qualifier
 from autoconv.tuning.verification import Reference, make_operands

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from reference import Array, convolve
 from strategies import problems
 
+from autoconv import accuracy
 from autoconv.problem import Problem
-from autoconv.tuning import accuracy
 from autoconv.tuning.verification import (
     CHANNELS,
     HALF_PEAK,

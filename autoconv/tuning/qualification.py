@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
+from autoconv import accuracy
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, candidates
 from autoconv.decision import NATIVE, ratio
@@ -18,7 +19,6 @@ from autoconv.environment import Environment
 from autoconv.errors import DeviceLostError
 from autoconv.problem import Problem
 from autoconv.store.contract import Qualification
-from autoconv.tuning import accuracy
 from autoconv.tuning.bench import Bench, Clock, DeviceBench, timing_stream
 from autoconv.tuning.tuner import MIN_SAMPLE_S
 from autoconv.tuning.verification import Verdict
