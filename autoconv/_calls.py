@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
@@ -21,8 +21,13 @@ Stream: TypeAlias = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType
 DTYPES = {mx.float16: "float16", mx.bfloat16: "bfloat16", mx.float32: "float32", mx.float64: "float64"}
 """Names of the dtypes that MLX convolves."""
 
+IMPORTED = time.perf_counter()
+"""When this library was imported: the process is about as old."""
+
 RETRY_S = 1.0
-"""How long a native choice for want of time is kept before the shape is looked at again."""
+"""How long a native choice for want of time is kept before the shape is looked at again; twice as long each time."""
+
+MAX_RETRY_S = 300.0
 
 _default_device = mx.default_device
 _gpu = mx.gpu
@@ -39,6 +44,8 @@ def _name_of_default() -> str:
 # A Device is hashed by identity, and every look at the default one is a new object.
 device_key: Callable[[], object] = _name_of_default if mx.device_count(mx.gpu) > 1 else _gpu_is_default
 """The default device as part of a key; its type says enough where there is one GPU, in a third of the time."""
+
+_waits: dict[object, float] = {}
 
 known: dict[object, Convolution] = {}
 """What runs a call, by all that its caller wrote, the device and the settings' token."""
@@ -58,6 +65,16 @@ def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
+def changed(changes: Mapping[str, object]) -> Settings:
+    """The settings of a call whose own arguments for them are `changes`, None for those it does not give.
+
+    Raises:
+        SettingsError: a value that cannot be.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    return _settings.with_changes(_settings.current(), given) if given else _settings.current()
+
+
 def call(
     untouched: Callable[[], mx.array],
     input: mx.array,
@@ -65,13 +82,10 @@ def call(
     raw: tuple[object, ...],
     arguments: dict[str, Any],
     stream: Stream,
-    changes: dict[str, object],
+    changes: Mapping[str, object],
 ) -> mx.array:
     """A call that is not known as it is written: in other words perhaps, or on a stream, or under its own settings."""
-    settings = _settings.current()
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if changes:
-        settings = _settings.with_changes(settings, changes)
+    settings = changed(changes)
     with on(stream):
         if not (isinstance(input, mx.array) and isinstance(weight, mx.array)):
             return untouched()
@@ -150,7 +164,8 @@ def _for_want_of_time(decided: Decision, settings: Settings) -> bool:
 
 def _provisional(run: Convolution, key: object) -> Convolution:
     """`run` until some time has passed, when the shape is looked at again."""
-    until = time.monotonic() + RETRY_S
+    wait = _waits[key] = min(MAX_RETRY_S, 2 * _waits.get(key, RETRY_S / 2))
+    until = time.monotonic() + wait
 
     def provisional(input: mx.array, weight: mx.array, /) -> mx.array:
         if time.monotonic() > until:
@@ -163,6 +178,7 @@ def _provisional(run: Convolution, key: object) -> Convolution:
 def forget() -> None:
     """Forget every decision of this process; databases keep theirs."""
     known.clear()
+    _waits.clear()
 
 
 def hits() -> int:

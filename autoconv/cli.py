@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 import warnings
@@ -165,7 +166,7 @@ def sweep(
     """Time the convolutions of WORKLOADs on this device, those that the database does not tell of yet.
 
     A WORKLOAD is a CSV file with a convolution a row, or the name of one that comes with the package. Ctrl-C ends
-    after the current convolution; the same command goes on from there.
+    after the current convolution; the same command goes on from there. Exit code 1 where any could not be timed.
     """
     if not workloads and not pending:
         from autoconv.sweep import packaged_workloads
@@ -179,6 +180,9 @@ def sweep(
     from autoconv.sweep.runner import sweep as run
 
     chosen, device = _settings(database, policy="measure"), mx.default_device()
+    if max_gflop is not None and not max_gflop < math.inf:
+        msg = "--max-gflop is a number of GFLOP"
+        raise click.UsageError(msg)
     layers = _layers(workloads, pending, chosen, max_gflop, dtype)
     with stopping() as stop, _progress(len(layers), "sweeping") as advance:
         outcomes = run(layers, dispatcher(), chosen, device, stop=stop, tell=lambda o: advance(o.layer.network))
@@ -187,13 +191,16 @@ def sweep(
         click.echo(json.dumps({"outcomes": [tables.outcome_dict(o) for o in outcomes], "summary": found}, indent=2))
     else:
         console = tables.console()
-        console.print(tables.outcome_table(outcomes))
-        console.print()
+        if outcomes:
+            console.print(tables.outcome_table(outcomes))
+            console.print()
         for line in [*tables.summary_lines(found), *tables.failures(outcomes)]:
             console.print(line)
-    if stop.asked.is_set():
+    if stop.is_set():
         click.echo(f"stopped after {len(outcomes)} of {len(layers)}; the same command goes on from there", err=True)
         raise click.exceptions.Exit(INTERRUPTED)
+    if tables.failures(outcomes):
+        raise click.exceptions.Exit(1)
 
 
 def _layers(

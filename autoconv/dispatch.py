@@ -6,7 +6,6 @@ decides it remembers, so that a shape costs this once.
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import threading
@@ -15,8 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from autoconv import _calls, device_lock, environment
 from autoconv import decision as decisions
-from autoconv import environment
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, algorithms, candidates, find
 from autoconv.decision import Decision, Limits, Source, choose
@@ -59,6 +58,7 @@ class Dispatcher:
         stores: Opens a store from a path and whether it is only read. Default: a SQLite file.
         bench: Makes the bench of a problem. Default: on the device.
         clock: Seconds, for what timing costs.
+        born: When the process began, by that clock. Default: now.
     """
 
     def __init__(
@@ -68,17 +68,19 @@ class Dispatcher:
         stores: Stores = _open,
         bench: Benches = DeviceBench,
         clock: Clock = time.perf_counter,
+        born: float | None = None,
     ) -> None:
         self._algorithms = tuple(algorithms() if registry is None else registry)
         self._order = {f"{a.name}@{a.version}": i for i, a in enumerate(self._algorithms)}
         self._open_store = stores
         self._clock = clock
-        self._born = clock()
+        self._born = clock() if born is None else born
         self._stalled_s = 0.0
         self._told = False
         self._counts: Counter[Source] = Counter()
         self._stores: dict[tuple[Path | None, bool], Store] = {}
         self._unkept = MemoryStore()  # what was timed and could not be written; this process still knows it
+        self._noted: set[tuple[int, str, Problem]] = set()
         self._warn = WarnOnce()
         self._measurer = Measurer(self._algorithms, bench=bench, clock=clock, warn=self._warn)
         self._lock = threading.RLock()
@@ -93,6 +95,8 @@ class Dispatcher:
             self._counts[found.source] += 1
         if not found.accurate:
             self._warn(f"accuracy {problem.key}", f"{problem}: {found.reason}")
+            if found.candidate == decisions.NATIVE and problem.groups > 1:  # nothing ran, and MLX has none of these
+                return self._without_measurement(problem, device, found.reason)
         return found
 
     def _decide(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
@@ -129,8 +133,21 @@ class Dispatcher:
             found = self._choose(records, problem, settings, where, Source.MEASURED)
         return found
 
-    def tune(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
-        """Time a problem now, whatever is known of it.
+    def _look_up_untouched(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
+        """`look_up`, which however begins no database."""
+        known = (settings.database, settings.readonly) in self._stores
+        if not known and self._open_store is _open and not (settings.database or default_path()).exists():
+            return None
+        return self.look_up(problem, settings, device)
+
+    def tune(self, problem: Problem, settings: Settings, device: mx.Device, *, anew: bool = True) -> Decision:
+        """Time a problem now.
+
+        Args:
+            problem: The problem.
+            settings: What candidates are held to, and the database.
+            device: Where.
+            anew: Whether to time it even if the database tells of it, once the device is had. Default: `True`.
 
         Raises:
             TuningError: it cannot be timed now.
@@ -138,7 +155,7 @@ class Dispatcher:
             StoreError: the database cannot be opened or written.
         """
         with self._timing:
-            found = self._measure(problem, settings, device, limit_s=math.inf, wait_s=WAIT_S, strict=True)
+            found = self._measure(problem, settings, device, limit_s=math.inf, wait_s=WAIT_S, strict=True, anew=anew)
         if not found.accurate:
             msg = f"{problem}: {found.reason}"
             raise AccuracyError(msg)
@@ -165,7 +182,7 @@ class Dispatcher:
         if found is None:
             found = decisions.native("policy is off") if settings.policy is Policy.OFF else None
         if found is None:
-            found = self.look_up(problem, settings, device) or self._without_measurement(
+            found = self._look_up_untouched(problem, settings, device) or self._without_measurement(
                 problem, device, "it is in no database"
             )
         others = [c.name for c in candidates(problem, where.backend, self._algorithms)]
@@ -181,17 +198,14 @@ class Dispatcher:
             raise TuningError(msg)
         start = self._clock()
         try:
-            found = self.look_up(problem, settings, device)  # the thread waited for may have timed this very problem
-            if found is not None:
-                return found
             left = self._stall_left(settings) if capped else math.inf
             if left <= 0:
                 msg = f"timing has taken {self._stalled_s:.1f} s of this process already"
                 raise TuningError(msg)
-            found = self._measure(
-                problem, settings, device, limit_s=left, wait_s=0.0 if capped else WAIT_S, strict=False
-            )
-            self._tell_once("timed 1 conv3d shape", self._clock() - start, settings)
+            wait_s = 0.0 if capped else WAIT_S
+            found = self._measure(problem, settings, device, limit_s=left, wait_s=wait_s, strict=False, anew=False)
+            if found.source is Source.MEASURED:
+                self._tell_once("timed 1 conv3d shape", self._clock() - start, settings)
             return found
         except TuningError:
             if self._clock() - start > TOLD_S:
@@ -228,8 +242,9 @@ class Dispatcher:
         limit_s: float,
         wait_s: float,
         strict: bool,
+        anew: bool,
     ) -> Decision:
-        """Time a problem and keep its records; with `strict`, a store that fails raises."""
+        """Time a problem and keep its records; `anew` even if it is known, with `strict` a store that fails raises."""
         where = environment.of(device)
         if not problem.addressable:
             raise TuningError(PAST_INDEX)
@@ -237,17 +252,24 @@ class Dispatcher:
         if strict and store.readonly:
             msg = f"{settings.database or default_path()} is open for reading only, and a measurement is to be kept"
             raise ReadOnlyError(msg)
-        records = self._measurer.measure(
-            problem,
-            settings,
-            device,
-            store,
-            memory_bytes=self._memory_bytes(settings, where),
-            limit_s=limit_s,
-            wait_s=wait_s,
-            strict=strict,
-        )
-        self._keep(store, problem, records, strict=strict)
+        with device_lock.hold(where.id, wait_s) as held:
+            if not held:
+                msg = "another process is timing on this device"
+                raise TuningError(msg)
+            if not anew:  # the process waited for may have timed this very problem
+                found = self.look_up(problem, settings, device)
+                if found is not None:
+                    return found
+            records = self._measurer.measure(
+                problem,
+                settings,
+                device,
+                store,
+                memory_bytes=self._memory_bytes(settings, where),
+                limit_s=limit_s,
+                strict=strict,
+            )
+            self._keep(store, problem, records, strict=strict)
         found = self._choose(records, problem, settings, where, Source.MEASURED)
         if found is None:
             msg = "its measurement does not tell under these settings"
@@ -310,8 +332,10 @@ class Dispatcher:
 
     def _note(self, problem: Problem, settings: Settings, device: mx.Device) -> None:
         store, where = self.store(settings), environment.of(device)
-        if store.readonly:
+        key = (id(store), where.id, problem)
+        if store.readonly or key in self._noted:
             return
+        self._noted.add(key)
         with self._warn.tolerating(strict=False):
             store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
             store.note(where.id, problem)
@@ -337,7 +361,23 @@ class Dispatcher:
             self._stores.clear()
 
 
-@functools.cache
 def dispatcher() -> Dispatcher:
-    """The dispatcher of this process."""
-    return Dispatcher()
+    """The dispatcher of this process; threads that come at the same time get the same one."""
+    global _dispatcher  # noqa: PLW0603 - the one place where the process's dispatcher is kept
+    with _making:
+        if _dispatcher is None:
+            _dispatcher = Dispatcher(born=_calls.IMPORTED)
+        return _dispatcher
+
+
+def forget() -> None:
+    """Close the stores of this process's dispatcher and forget it; the next decision makes another."""
+    global _dispatcher  # noqa: PLW0603 - as above
+    with _making:
+        if _dispatcher is not None:
+            _dispatcher.close()
+        _dispatcher = None
+
+
+_dispatcher: Dispatcher | None = None
+_making = threading.Lock()

@@ -114,7 +114,7 @@ def _find_out(device: mx.Device) -> Environment:
         circumstances |= _cuda_libraries()
         taken = memory - int(info.get("free_memory", memory)) - mx.get_active_memory() - mx.get_cache_memory()
     else:
-        identity |= _blas()
+        identity |= _blas() | _cpu_model()
     circumstances["memory_bytes"] = int(info.get("memory_size", 0) or memory)
     found = Environment(identity, circumstances, memory)
     _taken_at_start[found.id] = max(0, taken)
@@ -194,6 +194,15 @@ def _cuda_libraries() -> dict[str, str | int]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _cpu_model() -> dict[str, str | int]:
+    """Numbers of the CPU's generation, where the system tells; a device's name may be that of the whole family."""
+    fields = ("cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    text = _read("/proc/cpuinfo").split("\n\n")[0]
+    found = [re.search(rf"^{field}\s*:\s*(\S+)$", text, re.MULTILINE) for field in fields]
+    numbers = [match[1] for match in found if match]
+    return {"cpu": ".".join(numbers)} if numbers else {}
 
 
 class _SymbolInfo(ctypes.Structure):

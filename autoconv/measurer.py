@@ -1,6 +1,6 @@
 """The measurer: everything about timing a problem on a device but the timing itself.
 
-It holds the device, qualifies it, asks for room, leaves notes for the case that the process does not survive, and
+It qualifies the device, asks for room, leaves notes for the case that the process does not survive, and
 turns what MLX raises into reasons.
 """
 
@@ -10,7 +10,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
-from autoconv import device_lock, environment
+from autoconv import environment
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, candidates
 from autoconv.environment import Environment
@@ -23,6 +23,10 @@ from autoconv.tuning.bench import Bench, Clock
 from autoconv.tuning.qualification import Qualifier, fingerprint
 from autoconv.tuning.tuner import Plan, tune
 from autoconv.warn import WarnOnce
+
+STRIKES = 2
+"""Notes left behind by which a candidate is known to end processes. One may be a user's own kill; nobody stops the same
+candidate of the same problem twice."""
 
 Benches = Callable[[Problem, mx.Device], Bench]
 
@@ -55,10 +59,9 @@ class Measurer:
         *,
         memory_bytes: float,
         limit_s: float,
-        wait_s: float,
         strict: bool,
     ) -> list[Record]:
-        """The records of every candidate of a problem; they are not kept yet.
+        """The records of every candidate of a problem; they are not kept yet. The caller holds the device's lock.
 
         Args:
             problem: The problem.
@@ -67,7 +70,6 @@ class Measurer:
             store: Where the device is made known and notes are left.
             memory_bytes: Bytes that a candidate's workspace may take.
             limit_s: Seconds after which nothing more is begun.
-            wait_s: Seconds to wait for another process that is timing on the device.
             strict: Whether a store that fails raises `StoreError`; else it costs a warning, or the measurement where
                 no note can be left.
 
@@ -78,27 +80,23 @@ class Measurer:
         if where.id in self._lost:
             msg = "the device stopped answering rightly earlier in this process"
             raise TuningError(msg)
-        with device_lock.hold(where.id, wait_s) as held:
-            if not held:
-                msg = "another process is timing on this device"
-                raise TuningError(msg)
-            start = self._clock()
-            if not store.readonly:
-                with self._warn.tolerating(strict=strict):
-                    store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
-            with self._reasons(where, strict=strict):
-                qualification = self._qualify(store, where, device, limit_s, strict=strict)
-                require_room(problem, where)
-                plan = Plan(
-                    accuracy=settings.accuracy,
-                    memory_bytes=memory_bytes,
-                    budget_s=settings.budget_ms / 1e3,
-                    limit_s=limit_s - (self._clock() - start),
-                    ceilings=qualification.ceilings,
-                    barred=qualification.barred,
-                    crashed=frozenset(store.unended(where.id, problem)),
-                )
-                return self._tune(problem, device, store, plan)
+        start = self._clock()
+        if not store.readonly:
+            with self._warn.tolerating(strict=strict):
+                store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
+        with self._reasons(where, strict=strict):
+            qualification = self._qualify(store, where, device, limit_s, strict=strict)
+            self._require_room(problem, where, memory_bytes)
+            plan = Plan(
+                accuracy=settings.accuracy,
+                memory_bytes=memory_bytes,
+                budget_s=settings.budget_ms / 1e3,
+                limit_s=limit_s - (self._clock() - start),
+                ceilings=qualification.ceilings,
+                barred=qualification.barred,
+                crashed=ended_processes(store, where, problem),
+            )
+            return self._tune(problem, device, store, plan)
 
     def qualification(self, store: Store, where: Environment) -> Qualification | None:
         """What is known of a device from its first run, None before that."""
@@ -124,7 +122,7 @@ class Measurer:
                 device,
                 self._algorithms,
                 guard=functools.partial(noted, store, where),
-                crashed=functools.partial(store.unended, where.id),
+                crashed=functools.partial(ended_processes, store, where),
                 clock=self._clock,
             )
         done = qualifier.advance(limit_s)
@@ -153,10 +151,26 @@ class Measurer:
                 clock=self._clock,
             )
         except DeviceLostError as error:
-            if not store.readonly:  # lost in its first run it has a note already, but not in the race
+            if not store.readonly:  # in its first run it has its notes already, but not in the race
                 with self._warn.tolerating(strict=False):
-                    store.begin(where.id, problem, error.candidate)
+                    for _ in range(STRIKES):
+                        store.begin(where.id, problem, error.candidate)
             raise
+
+    def _require_room(self, problem: Problem, where: Environment, memory_bytes: float) -> None:
+        """Ask for room for the operands, a scaled copy of the input, each candidate's result and the largest workspace.
+
+        Raises:
+            TuningError: there is none now.
+        """
+        found = candidates(problem, where.backend, self._algorithms)
+        workspaces = [c.cost(problem, where.backend).workspace_bytes for c in found]
+        largest = max((w for w in workspaces if w <= memory_bytes), default=0)
+        needed = 2 * problem.input_bytes + problem.weight_bytes + (len(found) + 1) * problem.output_bytes + largest
+        free = environment.free_bytes(where)
+        if needed > free:
+            msg = f"timing needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+            raise TuningError(msg)
 
     @contextlib.contextmanager
     def _reasons(self, where: Environment, *, strict: bool) -> Iterator[None]:
@@ -188,6 +202,8 @@ def noted(store: Store, where: Environment, problem: Problem, candidate: Candida
     try:
         yield
     except DeviceLostError:
+        for _ in range(STRIKES - 1):  # it certainly was this one
+            store.begin(where.id, problem, candidate.name)
         raise
     except BaseException:
         store.end(where.id, problem, candidate.name)
@@ -195,14 +211,6 @@ def noted(store: Store, where: Environment, problem: Problem, candidate: Candida
     store.end(where.id, problem, candidate.name)
 
 
-def require_room(problem: Problem, where: Environment) -> None:
-    """Ask for room for the operands, float16's scaled copy of the input, and two results.
-
-    Raises:
-        TuningError: there is none now.
-    """
-    needed = 2 * problem.input_bytes + problem.weight_bytes + 2 * problem.output_bytes
-    free = environment.free_bytes(where)
-    if needed > free:
-        msg = f"timing needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
-        raise TuningError(msg)
+def ended_processes(store: Store, where: Environment, problem: Problem) -> frozenset[str]:
+    """The candidates of a problem that are known to end processes, and are never tried again for it."""
+    return frozenset(name for name, notes in store.unended(where.id, problem).items() if notes >= STRIKES)

@@ -7,7 +7,7 @@ from typing import Any
 
 from autoconv import settings as _settings
 from autoconv._backend import mx
-from autoconv._calls import Stream, call, device_key, hit, hits, known, on, problem_of
+from autoconv._calls import Stream, call, changed, device_key, forget, hit, hits, known, on, problem_of
 from autoconv.decision import Source
 from autoconv.problem import IntOrInts, Padding
 from autoconv.report.explanation import Explanation
@@ -15,6 +15,10 @@ from autoconv.report.explanation import Explanation
 _mx_conv3d = mx.conv3d
 _mx_conv_general = mx.conv_general
 _current = _settings.current
+
+
+def _is_int_or_three(value: object) -> bool:
+    return not isinstance(value, (tuple, list)) or (len(value) == 3 and not isinstance(value[0], (tuple, list)))
 
 
 def conv3d(
@@ -74,6 +78,9 @@ def conv3d(
         else:
             hit()
             return run(input, weight)
+    if not all(map(_is_int_or_three, (stride, padding, dilation))):  # `mx.conv3d` takes nothing else
+        with on(stream):
+            return _mx_conv3d(input, weight, stride, padding, dilation, groups)  # type: ignore[arg-type]
     return call(
         lambda: _mx_conv3d(input, weight, stride, padding, dilation, groups),  # type: ignore[arg-type]
         input,
@@ -150,7 +157,9 @@ def conv_general(
         arguments: Any = (stride, padding, kernel_dilation, input_dilation, groups, flip)
         return _mx_conv_general(input, weight, *arguments)
 
+    changes = {"policy": policy, "accuracy": accuracy, "memory_limit": memory_limit}
     if not isinstance(input, mx.array) or input.ndim != 5:
+        changed(changes)
         with on(stream):
             return untouched()
     return call(
@@ -167,7 +176,7 @@ def conv_general(
             "flip": flip,
         },
         stream,
-        {"policy": policy, "accuracy": accuracy, "memory_limit": memory_limit},
+        changes,
     )
 
 
@@ -228,8 +237,10 @@ def tune(
     settings = _settings.with_changes(_settings.current(), changes)
     with on(stream):
         device = mx.default_device()
-    found = dispatcher().tune(problem, settings, device)
-    known.clear()  # decisions made before may be others now
+    try:
+        found = dispatcher().tune(problem, settings, device)
+    finally:
+        forget()  # decisions made before may be others now
     return dispatcher().explanation(problem, settings, device, found)
 
 

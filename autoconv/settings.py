@@ -1,7 +1,7 @@
 """Every setting: its default, its `AUTOCONV_*` variable, and the three ways to change it.
 
 A call's own argument wins over `using`, that over `configure`, that over the environment variable, that over the
-default. Variables are read once, when the library is imported, and nowhere else.
+default. Variables are read once, when a setting is first needed, and nowhere else.
 
 | setting | variable | values |
 | --- | --- | --- |
@@ -254,14 +254,26 @@ def set_up_logging(level: str) -> None:
     logger.setLevel(level.upper())
 
 
-_configured = from_environment(os.environ)
+_configured: Settings | None = None
 _override: ContextVar[Settings | None] = ContextVar("autoconv_settings", default=None)
-set_up_logging(os.environ.get("AUTOCONV_LOG", ""))
 
 
 def current() -> Settings:
-    """The settings in force here: those of the innermost `using`, else those configured."""
-    return _override.get() or _configured
+    """The settings in force here: those of the innermost `using`, else those configured.
+
+    Raises:
+        SettingsError: at the first look, names the environment variable whose value cannot be.
+    """
+    return _override.get() or _configured or _begin()
+
+
+def _begin() -> Settings:
+    """Read the environment; not at import, so that a command can say in one line what is wrong there."""
+    global _configured  # noqa: PLW0603 - the one place where the process's settings are kept
+    settings = from_environment(os.environ)
+    set_up_logging(os.environ.get("AUTOCONV_LOG", ""))
+    _configured = settings
+    return settings
 
 
 class Changes(TypedDict, total=False):
@@ -294,7 +306,7 @@ def configure(**changes: Unpack[Changes]) -> None:
         SettingsError: a setting that there is not, or a value that it cannot have; nothing is changed.
     """
     global _configured  # noqa: PLW0603 - the one place where the process's settings are kept
-    _configured = with_changes(_configured, changes)
+    _configured = with_changes(_configured or _begin(), changes)
 
 
 @contextlib.contextmanager

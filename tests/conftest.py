@@ -45,6 +45,4 @@ def _own_database(tmp_path: Path) -> Iterator[None]:
     finally:
         _settings._configured = before
         _calls.forget()
-        if dispatch.dispatcher.cache_info().currsize:
-            dispatch.dispatcher().close()
-            dispatch.dispatcher.cache_clear()
+        dispatch.forget()

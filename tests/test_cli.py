@@ -245,3 +245,32 @@ def test_a_missing_backend_names_the_extra(tmp_path: Path) -> None:
     if sys.platform == "linux":
         assert "autoconv[cpu]" in done.stderr
         assert "autoconv[cuda13]" in done.stderr
+
+
+def test_a_variable_that_cannot_be_is_one_line_of_any_command(tmp_path: Path) -> None:
+    import os
+    import subprocess
+
+    environ = {**os.environ, "AUTOCONV_POLICY": "fast", "AUTOCONV_DATABASE": str(tmp_path / "none.db")}
+    command = [sys.executable, "-m", "autoconv", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "AUTOCONV_POLICY" in done.stderr
+
+
+def test_a_sweep_that_could_not_time_all_says_so_by_its_exit_code(tmp_path: Path) -> None:
+    path = tmp_path / "huge.csv"
+    path.write_text(HEADER + "net,conv1,1,86,482,834,96,3,3,3,3\n")
+    found = run("sweep", str(path), "--database", str(tmp_path / "mine.db"))
+    assert found.exit_code == 1
+    assert "not timed: net, conv1" in found.output
+
+
+def test_a_sweep_of_nothing_that_is_small_enough_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(HEADER + ROW)
+    found = run("sweep", str(path), "--max-gflop", "1e-9")
+    assert found.exit_code == 0
+    assert found.output == "nothing to time\n"
+    assert run("sweep", str(path), "--max-gflop", "nan").exit_code == 2

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 import pytest
 from replay import Benches, ReplayBench, Run, VirtualClock, nothing_is_timed, registry, replayed
 
-from autoconv import device_lock, environment, measurer, settings
+from autoconv import device_lock, dispatch, environment, measurer, settings
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, algorithms
 from autoconv.decision import Source
@@ -345,7 +345,8 @@ def test_what_is_asked_for_says_nothing(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_too_little_room_is_a_reason_to_time_later(monkeypatch: pytest.MonkeyPatch) -> None:
     store = qualified()
-    needed = 2 * PROBLEM.input_bytes + PROBLEM.weight_bytes + 2 * PROBLEM.output_bytes
+    results = len(REGISTRY) + 1
+    needed = 2 * PROBLEM.input_bytes + PROBLEM.weight_bytes + results * PROBLEM.output_bytes
     monkeypatch.setattr(environment, "free_bytes", lambda _: needed - 1)
     found = dispatcher_over(store).decide(PROBLEM, asked("measure"), CPU)
     assert (found.source, store.pending(HERE.id)) == (Source.NATIVE, [PROBLEM])
@@ -484,7 +485,7 @@ def test_where_no_note_can_be_left_nothing_is_timed() -> None:
     found = made.decide(PROBLEM, asked("measure"), CPU)
     assert (found.candidate, found.source) == ("native", Source.NATIVE)
     assert "no note can be left of what runs" in found.reason
-    assert benches.made[0][1].started() == ["native"]
+    assert benches.made[0][1].started() == []
 
 
 def folder_state(folder: Path) -> dict[str, bytes]:
@@ -640,8 +641,16 @@ def test_operands_that_do_not_fit_are_a_reason_to_be_native(error: Exception) ->
 # What ended a process
 
 
-def test_a_candidate_that_left_its_note_is_not_tried_again(store: Store) -> None:
+def test_a_candidate_that_left_its_note_once_is_tried_again(store: Store) -> None:
+    """Its process may have been ended by whoever did not want to wait."""
     store.begin(HERE.id, PROBLEM, "a")
+    assert dispatcher_over(store, Benches(A_WINS)).decide(PROBLEM, asked("measure"), CPU).candidate == "a"
+    assert list(store.unended(HERE.id, PROBLEM)) == []
+
+
+def test_a_candidate_that_left_its_note_twice_is_not_tried_again(store: Store) -> None:
+    for _ in range(2):
+        store.begin(HERE.id, PROBLEM, "a")
     benches = Benches(A_WINS)
     made = dispatcher_over(store, benches)
     found = made.decide(PROBLEM, asked("measure"), CPU)
@@ -657,7 +666,7 @@ def test_a_candidate_that_left_its_note_is_not_tried_again(store: Store) -> None
 def test_what_survives_leaves_no_note(store: Store) -> None:
     benches = Benches({**A_WINS, "b": RuntimeError("no")})
     dispatcher_over(store, benches).decide(PROBLEM, asked("measure"), CPU)
-    assert store.unended(HERE.id, PROBLEM) == []
+    assert list(store.unended(HERE.id, PROBLEM)) == []
 
 
 KILLED = """
@@ -695,15 +704,16 @@ def test_a_process_that_is_killed_tells_the_next_one_by_what(tmp_path: Path) -> 
     file = tmp_path / "own.db"
     with contextlib.closing(open_store(file)) as store:
         store.qualify(qualification())
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(file), PROBLEM.key],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == -9, done.stderr
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(file), PROBLEM.key],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == -9, done.stderr
     benches = Benches(A_WINS)
     made = Dispatcher(REGISTRY, bench=benches, clock=benches.clock)
     found = made.decide(PROBLEM, asked("measure", database=file), CPU)
@@ -993,3 +1003,38 @@ def test_what_measure_took_is_not_held_against_auto() -> None:
     made.decide(PROBLEM, asked("measure"), CPU)
     assert benches.clock.now - 1000.0 > 2.0
     assert made.decide(OTHERS[0], asked("auto", stall="2"), CPU).source is Source.MEASURED
+
+
+def test_threads_that_come_first_at_the_same_time_get_one_dispatcher() -> None:
+    dispatch.forget()
+    start = threading.Barrier(8)
+    found = []
+
+    def come() -> None:
+        start.wait()
+        found.append(dispatch.dispatcher())
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(map(id, found))) == 1
+
+
+def test_what_another_process_timed_meanwhile_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the device; once it has it, it looks once more."""
+    store, other = qualified(), qualified()
+    measure(other, PROBLEM)
+    held = device_lock.hold
+
+    @contextlib.contextmanager
+    def hold(name: str, wait_s: float = 0.0) -> Iterator[bool]:
+        store.add(PROBLEM, other.records(HERE.id, PROBLEM))
+        with held(name, wait_s) as had:
+            yield had
+
+    monkeypatch.setattr(device_lock, "hold", hold)
+    found = dispatcher_over(store).decide(PROBLEM, asked("measure"), CPU)  # times nothing, or fails
+    assert (found.candidate, found.source) == ("a", Source.DATABASE)

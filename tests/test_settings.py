@@ -323,7 +323,9 @@ def run_python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-SPEAK = "import logging, autoconv.settings; logging.getLogger('autoconv.x').info('hear me')"
+SPEAK = (
+    "import logging, autoconv.settings; autoconv.settings.current(); logging.getLogger('autoconv.x').info('hear me')"
+)
 
 
 @pytest.mark.parametrize(("level", "heard"), [("", ""), ("debug", "autoconv.x: hear me\n"), ("WARNING", "")])

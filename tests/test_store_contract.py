@@ -119,7 +119,7 @@ def test_a_store_knows_nothing_at_first(store: Store) -> None:
     assert store.records(environment, problem) == []
     assert store.problems(environment) == []
     assert store.pending(environment) == []
-    assert store.unended(environment, problem) == []
+    assert list(store.unended(environment, problem)) == []
     assert store.qualification(environment, "native=1") is None
 
 
@@ -206,9 +206,9 @@ def test_a_candidate_whose_end_was_never_seen_is_found(store: Store) -> None:
     store.end(environment, problem, "native")
     store.end(environment, problem, "native")
     store.end(environment, problem, "never begun")
-    assert store.unended(environment, problem) == ["im2col(tile=8)"]
-    assert store.unended(ENVIRONMENTS[1], problem) == ["winograd"]
-    assert store.unended(environment, PROBLEMS[1]) == ["fft"]
+    assert list(store.unended(environment, problem)) == ["im2col(tile=8)"]
+    assert list(store.unended(ENVIRONMENTS[1], problem)) == ["winograd"]
+    assert list(store.unended(environment, PROBLEMS[1])) == ["fft"]
 
 
 def test_an_environment_keeps_its_identity_and_shows_its_latest_circumstances(store: Store) -> None:
@@ -355,7 +355,7 @@ def test_threads_may_share_a_store(store: Store) -> None:
     for thread in threads:
         versions = [r.version for r in records if r.run == f"thread {threads.index(thread)}"]
         assert versions == sorted(versions)
-    assert store.unended(ENVIRONMENTS[0], PROBLEMS[0]) == []
+    assert list(store.unended(ENVIRONMENTS[0], PROBLEMS[0])) == []
 
 
 environments = st.sampled_from(ENVIRONMENTS[:2])

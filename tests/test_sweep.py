@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from autoconv.report import tables
 from autoconv.settings import Settings
 from autoconv.store import open_store
 from autoconv.sweep import Layer
-from autoconv.sweep.runner import Ending, Outcome, Stop, stopping, sweep, unique
+from autoconv.sweep.runner import Ending, Outcome, stopping, sweep, unique
 
 CPU = mx.Device(mx.cpu)
 HERE = settings.from_environment({})
@@ -55,7 +56,8 @@ class Tuner:
     def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
         return self.known.get(problem)
 
-    def tune(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
+    def tune(self, problem: Problem, settings: Settings, device: mx.Device, *, anew: bool) -> Decision:
+        assert not anew
         self.timed.append(problem)
         if problem in self.refusing:
             raise self.refusing[problem]
@@ -95,11 +97,11 @@ def test_a_lost_device_ends_the_sweep() -> None:
 
 
 def test_a_stop_ends_after_the_current_problem() -> None:
-    stop = Stop()
+    stop = threading.Event()
     tuner = Tuner()
 
     def ask(_outcome: Outcome) -> None:
-        stop.asked.set()
+        stop.set()
 
     assert len(sweep([layer(4), layer(5)], tuner, HERE, CPU, stop=stop, tell=ask)) == 1
     assert len(tuner.timed) == 1
@@ -109,9 +111,9 @@ def test_a_stop_ends_after_the_current_problem() -> None:
 def test_signals_ask_to_stop_and_a_second_one_interrupts(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with stopping() as stop:
-        assert not stop.asked.is_set()
+        assert not stop.is_set()
         os.kill(os.getpid(), number)
-        assert stop.asked.is_set()
+        assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before

@@ -125,13 +125,13 @@ def test_no_host_path_or_pid_leaves(database: Path, tmp_path: Path, suffix: str)
     assert cleaned in content
     if suffix == ".db":
         with closing(open_store(out, readonly=True)) as store:
-            assert store.unended("env", PROBLEMS[0]) == []
+            assert list(store.unended("env", PROBLEMS[0])) == []
             assert store.pending("env") == []
             assert store.qualification("env", "native=1") == Qualification(
                 "env", "native=1", barred={"fft": "no <path>"}
             )
     with closing(open_store(database)) as store:
-        assert store.unended("env", PROBLEMS[0]) == ["candidate-that-was-running"]
+        assert list(store.unended("env", PROBLEMS[0])) == ["candidate-that-was-running"]
         assert store.pending("env") == [PROBLEMS[1]]
 
 

@@ -74,6 +74,8 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def summary_lines(found: dict[str, Any]) -> list[str]:
     """The summary in a few lines for people."""
+    if not found["problems"]:
+        return ["nothing to time"]
     lines = [f"{found['problems']} problems: " + ", ".join(f"{n} {e}" for e, n in found["endings"].items())]
     if found["winners"]:
         lines.append("winners: " + ", ".join(f"{n} {name}" for name, n in found["winners"].items()))

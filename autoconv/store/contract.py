@@ -86,15 +86,17 @@ class Store(Protocol):
         ...
 
     def begin(self, environment: str, problem: Problem, candidate: str) -> None:
-        """Leave a note that a candidate is about to run, to be found if the process does not survive it."""
+        """Leave a note that a candidate is about to run, to be found if the process does not survive it; one more where
+        there is one already.
+        """
         ...
 
     def end(self, environment: str, problem: Problem, candidate: str) -> None:
-        """Take that note away: the process survived."""
+        """Take its notes away: the process survived."""
         ...
 
-    def unended(self, environment: str, problem: Problem) -> list[str]:
-        """Candidates of a problem whose note was never taken away."""
+    def unended(self, environment: str, problem: Problem) -> dict[str, int]:
+        """Candidates of a problem whose notes were never taken away, and how many there are of each."""
         ...
 
     def note(self, environment: str, problem: Problem) -> None:

@@ -24,7 +24,7 @@ class MemoryStore:
         self._closed = False
         self._environments: dict[str, tuple[str, str]] = {}
         self._records: dict[str, dict[Problem, list[Record]]] = defaultdict(dict)
-        self._begun: dict[tuple[str, Problem], dict[str, None]] = defaultdict(dict)
+        self._begun: dict[tuple[str, Problem], dict[str, int]] = defaultdict(dict)
         self._pending: dict[str, dict[Problem, None]] = defaultdict(dict)
         self._qualifications: dict[tuple[str, str], Qualification] = {}
 
@@ -80,7 +80,8 @@ class MemoryStore:
         """As the contract says, though in memory no note survives the process."""
         with self._lock:
             self._check_open()
-            self._begun[environment, problem][candidate] = None
+            begun = self._begun[environment, problem]
+            begun[candidate] = begun.get(candidate, 0) + 1
 
     def end(self, environment: str, problem: Problem, candidate: str) -> None:
         """As the contract says."""
@@ -88,11 +89,11 @@ class MemoryStore:
             self._check_open()
             self._begun[environment, problem].pop(candidate, None)
 
-    def unended(self, environment: str, problem: Problem) -> list[str]:
+    def unended(self, environment: str, problem: Problem) -> dict[str, int]:
         """As the contract says."""
         with self._lock:
             self._check_open()
-            return list(self._begun[environment, problem])
+            return dict(self._begun[environment, problem])
 
     def note(self, environment: str, problem: Problem) -> None:
         """As the contract says."""

@@ -70,6 +70,7 @@ _MEASUREMENTS = (
         environment TEXT NOT NULL REFERENCES environments (id),
         problem TEXT NOT NULL REFERENCES problems (key),
         candidate TEXT NOT NULL,
+        times INTEGER NOT NULL DEFAULT 1,
         pid INTEGER NOT NULL,
         started REAL NOT NULL,
         PRIMARY KEY (environment, problem, candidate)

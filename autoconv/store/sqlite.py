@@ -41,6 +41,14 @@ _DESCRIBE = """
         circumstances = excluded.circumstances,
         last_seen = excluded.last_seen
 """
+_BEGIN = """
+    INSERT INTO notes (environment, problem, candidate, pid, started)
+    VALUES (:environment, :problem, :candidate, :pid, :started)
+    ON CONFLICT (environment, problem, candidate) DO UPDATE SET
+        times = times + 1,
+        pid = excluded.pid,
+        started = excluded.started
+"""
 
 
 def default_path() -> Path:
@@ -143,7 +151,7 @@ class SqliteStore:
         }
         with self._writing() as db:
             _know(db, environment, problem)
-            db.table("notes").insert(note, replace=True)
+            db.execute(_BEGIN, note)
 
     def end(self, environment: str, problem: Problem, candidate: str) -> None:
         """As the contract says."""
@@ -153,13 +161,13 @@ class SqliteStore:
                 (environment, problem.key, candidate),
             )
 
-    def unended(self, environment: str, problem: Problem) -> list[str]:
+    def unended(self, environment: str, problem: Problem) -> dict[str, int]:
         """As the contract says."""
         found = self._select(
-            "SELECT candidate FROM notes WHERE environment = ? AND problem = ? ORDER BY rowid",
+            "SELECT candidate, times FROM notes WHERE environment = ? AND problem = ? ORDER BY rowid",
             (environment, problem.key),
         )
-        return [candidate for (candidate,) in found if isinstance(candidate, str)]
+        return {name: times for name, times in found if isinstance(name, str) and isinstance(times, int)}
 
     def note(self, environment: str, problem: Problem) -> None:
         """As the contract says."""

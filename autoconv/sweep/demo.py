@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from autoconv import ops, settings
 from autoconv._backend import mx
 from autoconv.dispatch import dispatcher
 from autoconv.errors import AutoconvError
-from autoconv.sweep.runner import Outcome, Stop, sweep
+from autoconv.sweep.runner import Outcome, sweep
 from autoconv.sweep.workload import Layer, demo_layers
 
 SECOND_RUN_S = 300
@@ -36,7 +37,7 @@ class SecondRun:
 
 
 def first_run(
-    database: Path, *, stop: Stop | None = None, tell: Callable[[Outcome], None] = lambda _: None
+    database: Path, *, stop: threading.Event | None = None, tell: Callable[[Outcome], None] = lambda _: None
 ) -> list[Outcome]:
     """Tune the demo's layers into a database."""
     with settings.using(policy="measure", database=database) as chosen:

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import FrameType
 from typing import Protocol
@@ -86,27 +86,22 @@ class Tuner(Protocol):
         """The decision that the database makes."""
         ...
 
-    def tune(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
-        """Time a problem now."""
+    def tune(self, problem: Problem, settings: Settings, device: mx.Device, *, anew: bool) -> Decision:
+        """Time a problem now; not `anew`, only if the database still does not tell of it."""
         ...
 
 
-@dataclass
-class Stop:
-    """Whether a sweep was asked to end; a signal asks it to end after the current problem."""
-
-    asked: threading.Event = field(default_factory=threading.Event)
-
-
 @contextmanager
-def stopping() -> Iterator[Stop]:
-    """Take Ctrl-C and SIGTERM as the wish to end after the current problem; a second Ctrl-C interrupts it."""
-    stop = Stop()
+def stopping() -> Iterator[threading.Event]:
+    """Take Ctrl-C and SIGTERM as the wish to end after the current problem, which sets the event; a second one
+    interrupts it.
+    """
+    stop = threading.Event()
 
     def ask(_number: int, _frame: FrameType | None) -> None:
-        if stop.asked.is_set():
+        if stop.is_set():
             raise KeyboardInterrupt
-        stop.asked.set()
+        stop.set()
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -134,7 +129,7 @@ def sweep(
     settings: Settings,
     device: mx.Device,
     *,
-    stop: Stop | None = None,
+    stop: threading.Event | None = None,
     tell: Callable[[Outcome], None] = lambda _: None,
 ) -> list[Outcome]:
     """Time every layer that the database does not tell of yet.
@@ -157,7 +152,7 @@ def sweep(
     """
     outcomes = []
     for layer in layers:
-        if stop is not None and stop.asked.is_set():
+        if stop is not None and stop.is_set():
             break
         outcome = _one(layer, tuner, settings, device)
         outcomes.append(outcome)
@@ -171,7 +166,7 @@ def _one(layer: Layer, tuner: Tuner, settings: Settings, device: mx.Device) -> O
     if known is not None:
         return Outcome(layer, Ending.KNOWN, known)
     try:
-        return Outcome(layer, Ending.TIMED, tuner.tune(layer.problem, settings, device))
+        return Outcome(layer, Ending.TIMED, tuner.tune(layer.problem, settings, device, anew=False))
     except AccuracyError as error:
         return Outcome(layer, Ending.INACCURATE, tuner.look_up(layer.problem, settings, device), str(error))
     except DeviceLostError:

@@ -78,6 +78,7 @@ class _Progress:
     status: Status = Status.OK
     error: float | None = None
     detail: str = ""
+    bound: float = math.inf
     first_s: float = math.inf
     samples_s: list[float] = field(default_factory=list)
 
@@ -111,7 +112,7 @@ def tune(
         candidates: Native first.
         bench: Where they run.
         plan: What they are held to.
-        guard: Context in which each candidate but native runs for the first time.
+        guard: Context in which each candidate runs for the first time.
         clock: Seconds, for the budget.
         now: Seconds since the epoch, for the records.
 
@@ -129,9 +130,10 @@ def tune(
             continue
         least = 2 * bound_s(entry.candidate, problem, backend, plan.ceilings) if entry.is_native else 0.0
         _require_time(clock() - start + least, plan)
-        bound = math.inf if entry.is_native else accuracies.bound(plan.accuracy, problem.dtype, native_error)
-        with nullcontext() if entry.is_native else guard(entry.candidate):
-            _run_first(entry, bench, bound)
+        if not entry.is_native:
+            entry.bound = accuracies.bound(plan.accuracy, problem.dtype, native_error)
+        with guard(entry.candidate):
+            _run_first(entry, bench)
         if entry.is_native and entry.status is Status.OK:
             native_error = entry.error
             # Native is known: the others are taken to need about as long, with one run to verify and one to time.
@@ -194,23 +196,23 @@ def bound_s(candidate: Candidate, problem: Problem, backend: str, ceilings: Mapp
     return max(cost.flops / rate, cost.bytes / copy)
 
 
-def _run_first(entry: _Progress, bench: Bench, bound: float) -> None:
+def _run_first(entry: _Progress, bench: Bench) -> None:
     """Run a candidate once to verify it and once to see how long it takes."""
     try:
         verdict = bench.verify(entry.candidate)
-        _apply(entry, verdict, bound)
+        _apply(entry, verdict)
         if entry.status is Status.OK:
             entry.first_s = bench.sample(entry.candidate, 1)
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
         _fail(entry, error, bench)
 
 
-def _apply(entry: _Progress, verdict: Verdict, bound: float) -> None:
+def _apply(entry: _Progress, verdict: Verdict) -> None:
     entry.error = max(verdict.error, entry.error or 0.0)
     if verdict.wrong:
         entry.drop(Status.WRONG, verdict.wrong)
-    elif entry.error > bound:
-        entry.drop(Status.INACCURATE, f"error {entry.error:.1e} is over {bound:.1e}")
+    elif entry.error > entry.bound:
+        entry.drop(Status.INACCURATE, f"error {entry.error:.1e} is over {entry.bound:.1e}")
 
 
 def _fail(entry: _Progress, error: Exception, bench: Bench) -> None:
@@ -273,8 +275,8 @@ def _verify_last(entry: _Progress, bench: Bench) -> None:
     except (RuntimeError, ValueError, MemoryError) as error:
         _fail(entry, error, bench)
     else:
-        if verdict.wrong:
-            _apply(entry, Verdict(verdict.error, f"in the last run, {verdict.wrong}", verdict.peak), math.inf)
+        wrong = verdict.wrong and f"in the last run, {verdict.wrong}"
+        _apply(entry, Verdict(verdict.error, wrong, verdict.peak))
 
 
 def _unclear(racing: list[_Progress]) -> bool:
