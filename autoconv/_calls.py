@@ -7,12 +7,13 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from autoconv import settings as _settings
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Convolution
-from autoconv.decision import Decision, Source
+from autoconv.algorithms.native import is_untouched
+from autoconv.decision import NATIVE, Decision, Source
 from autoconv.problem import Problem, cropped, padding_pair
 from autoconv.settings import Policy, Settings
 
@@ -47,8 +48,11 @@ device_key: Callable[[], object] = _name_of_default if mx.device_count(mx.gpu) >
 
 _waits: dict[object, float] = {}
 
-known: dict[object, Convolution] = {}
-"""What runs a call, by all that its caller wrote, the device and the settings' token."""
+known: dict[object, Convolution | None] = {}
+"""What runs a call, None for MLX as it is called: by all that the caller wrote, the device and the `using` around."""
+
+_settings.on_configure.append(known.clear)
+_UNKNOWN = object()
 
 _counter = itertools.count()
 hit = _counter.__next__
@@ -86,22 +90,21 @@ def call(
 ) -> mx.array:
     """A call that is not known as it is written: in other words perhaps, or on a stream, or under its own settings."""
     settings = changed(changes)
+    around = settings if any(value is not None for value in changes.values()) else _settings.override.get()
     with on(stream):
         if not (isinstance(input, mx.array) and isinstance(weight, mx.array)):
             return untouched()
         device = mx.default_device()
-        key = (input.shape, weight.shape, input.dtype, weight.dtype, *map(_tuples, raw), device_key(), settings.token)
+        key = (input.shape, weight.shape, input.dtype, weight.dtype, *map(_tuples, raw), device_key(), around)
         try:
-            run = known.get(key)
+            run = known.get(key, _UNKNOWN)
         except TypeError:  # an argument that cannot be hashed is one that MLX refuses
             return untouched()
-        if run is None:
+        if run is _UNKNOWN:
             run = _decide(input, weight, arguments, settings, device, key)
-            if run is None:
-                return untouched()
         else:
             hit()
-        return run(input, weight)
+        return untouched() if run is None else cast("Convolution", run)(input, weight)
 
 
 def _decide(
@@ -115,6 +118,7 @@ def _decide(
     """Decide what runs a call and remember it under `key`; None if the call goes to MLX as it is."""
     dtype = promoted(input.dtype, weight.dtype)
     if settings.policy is Policy.OFF or dtype is None:
+        known[key] = None
         return None
     try:
         problem = Problem.parse(input.shape, weight.shape, DTYPES[dtype], **arguments)
@@ -128,11 +132,15 @@ def _decide(
     from autoconv.dispatch import dispatcher  # imports what only a first call needs
 
     decided = dispatcher().decide(problem, settings, device)
-    convolution = dispatcher().candidate(decided, problem, device).build(problem)
+    candidate = dispatcher().candidate(decided, problem, device)
+    waiting = problem.addressable and _for_want_of_time(decided, settings)
+    if candidate.name == NATIVE and is_untouched(problem) and not waiting:
+        known[key] = None
+        return None
     low, high = padding_pair(arguments["padding"])
     crop = cropped(input.shape, low, high)[0] if min(*low, *high) < 0 else None
-    run = _adapted(convolution, dtype, crop, cast=input.dtype != weight.dtype)
-    known[key] = _provisional(run, key) if problem.addressable and _for_want_of_time(decided, settings) else run
+    run = _adapted(candidate.build(problem), dtype, crop, mixed=input.dtype != weight.dtype)
+    known[key] = _provisional(run, key) if waiting else run
     return run
 
 
@@ -145,9 +153,9 @@ def promoted(first: mx.Dtype, second: mx.Dtype) -> mx.Dtype | None:
     return mx.float64 if mx.float64 in (first, second) else mx.float32
 
 
-def _adapted(run: Convolution, dtype: mx.Dtype, crop: tuple[slice, ...] | None, *, cast: bool) -> Convolution:
+def _adapted(run: Convolution, dtype: mx.Dtype, crop: tuple[slice, ...] | None, *, mixed: bool) -> Convolution:
     """`run` for operands as they were passed: of two dtypes, or with padding that is negative."""
-    if not cast and crop is None:
+    if not mixed and crop is None:
         return run
 
     def adapted(input: mx.array, weight: mx.array, /) -> mx.array:

@@ -64,9 +64,9 @@ class Stall:
     share: float = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settings:
-    """A complete set of settings; equal ones are one object, whose `token` is a small int.
+    """A complete set of settings. Equal ones are one object, so that telling them apart costs no comparison.
 
     Attributes:
         policy: What to do for a shape that is not known.
@@ -85,7 +85,6 @@ class Settings:
     stall: Stall = field(default_factory=Stall)
     database: Path | None = None
     readonly: bool = False
-    token: int = field(default=-1, compare=False, repr=False)
 
 
 def _policy(value: object) -> Policy:
@@ -193,16 +192,13 @@ VARIABLES = {
 }
 """The environment variable of each setting that has one."""
 
-_interned: dict[Settings, Settings] = {}
+_interned: dict[tuple[object, ...], Settings] = {}
 _lock = threading.Lock()
 
 
 def _intern(settings: Settings) -> Settings:
     with _lock:
-        known = _interned.get(settings)
-        if known is None:
-            known = _interned[settings] = replace(settings, token=len(_interned))
-        return known
+        return _interned.setdefault(tuple(getattr(settings, f.name) for f in fields(settings)), settings)
 
 
 def with_changes(settings: Settings, changes: Mapping[str, object]) -> Settings:
@@ -255,7 +251,11 @@ def set_up_logging(level: str) -> None:
 
 
 _configured: Settings | None = None
-_override: ContextVar[Settings | None] = ContextVar("autoconv_settings", default=None)
+override: ContextVar[Settings | None] = ContextVar("autoconv_settings", default=None)
+"""What the innermost `using` chose; None outside of any."""
+
+on_configure: list[Callable[[], object]] = []
+"""Called when the process's settings have changed."""
 
 
 def current() -> Settings:
@@ -264,7 +264,7 @@ def current() -> Settings:
     Raises:
         SettingsError: at the first look, names the environment variable whose value cannot be.
     """
-    return _override.get() or _configured or _begin()
+    return override.get() or _configured or _begin()
 
 
 def _begin() -> Settings:
@@ -307,6 +307,8 @@ def configure(**changes: Unpack[Changes]) -> None:
     """
     global _configured  # noqa: PLW0603 - the one place where the process's settings are kept
     _configured = with_changes(_configured or _begin(), changes)
+    for listener in on_configure:
+        listener()
 
 
 @contextlib.contextmanager
@@ -316,16 +318,16 @@ def using(**changes: Unpack[Changes]) -> Iterator[Settings]:
     Raises:
         SettingsError: a setting that there is not, or a value that it cannot have.
     """
-    token = _override.set(with_changes(current(), changes))
+    before = override.set(with_changes(current(), changes))
     try:
         yield current()
     finally:
-        _override.reset(token)
+        override.reset(before)
 
 
 def as_dict(settings: Settings) -> dict[str, object]:
     """The settings by name, as plain values for JSON."""
-    values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "token"}
+    values = {f.name: getattr(settings, f.name) for f in fields(settings)}
     values["policy"] = str(settings.policy)
     values["stall"] = f"{settings.stall.seconds:g}+{settings.stall.share * 100:g}%"
     values["database"] = None if settings.database is None else str(settings.database)

@@ -8,6 +8,11 @@ from autoconv.algorithms._mlx import conv_general, metal_reads_past_end, unfolde
 from autoconv.problem import Problem
 
 
+def is_untouched(problem: Problem) -> bool:
+    """Whether native is the very call that MLX would get without this library."""
+    return not (mx.metal.is_available() and metal_reads_past_end(problem))
+
+
 def _build(problem: Problem) -> Convolution:
     stride, dilation, input_dilation = problem.stride, problem.dilation, problem.input_dilation
     padding = (problem.padding_low, problem.padding_high)
@@ -16,7 +21,7 @@ def _build(problem: Problem) -> Convolution:
     def run(input: mx.array, weight: mx.array, /) -> mx.array:
         return conv_general(input, weight, stride, padding, dilation, input_dilation, groups, flip)
 
-    if not (mx.metal.is_available() and metal_reads_past_end(problem)):
+    if is_untouched(problem):
         return run
 
     # The one call that is not passed on as it is: MLX's rule would read past the input's end.
