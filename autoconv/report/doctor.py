@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -43,7 +44,6 @@ class Finding:
 def examine(chosen: Settings, device: mx.Device) -> list[Finding]:
     """Everything worth knowing about this machine and its database; times nothing, writes nothing."""
     where = environment.of(device)
-    store, database = _database(chosen, where)
     return [
         Finding("autoconv", __version__),
         *_mlx(where),
@@ -51,8 +51,7 @@ def examine(chosen: Settings, device: mx.Device) -> list[Finding]:
         Finding("circumstances", ", ".join(f"{k} {v}" for k, v in where.circumstances.items())),
         Finding("memory", f"{where.memory_bytes / 1e9:.1f} GB, {environment.free_bytes(where) / 1e9:.1f} GB free now"),
         Finding("settings", ", ".join(f"{k} {v}" for k, v in settings.as_dict(chosen).items())),
-        database,
-        *(_measured(store, where) if store is not None else ()),
+        *_database(chosen, where),
     ]
 
 
@@ -94,18 +93,20 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def _database(chosen: Settings, where: Environment) -> tuple[Store | None, Finding]:
+def _database(chosen: Settings, where: Environment) -> list[Finding]:
+    """The database, and what it tells of this device."""
     path: Path = chosen.database or default_path()
     if not path.exists():
-        return None, Finding("database", f"{path}, not begun yet")
+        return [Finding("database", f"{path}, not begun yet")]
     try:
-        store = open_store(path, readonly=True)
-        problems, pending = len(store.problems(where.id)), len(store.pending(where.id))
-        others = len(store.environments()) - (where.id in store.environments())
+        with contextlib.closing(open_store(path, readonly=True)) as store:
+            problems, pending = len(store.problems(where.id)), len(store.pending(where.id))
+            others = len(store.environments()) - (where.id in store.environments())
+            measured = list(_measured(store, where))
     except StoreError as error:
-        return None, Finding("database", str(error), "move the file away, or name another by AUTOCONV_DATABASE")
+        return [Finding("database", str(error), "move the file away, or name another by AUTOCONV_DATABASE")]
     found = f"{path}, {path.stat().st_size / 1e6:.1f} MB: {problems} problems measured here, {pending} pending"
-    return store, Finding("database", found + (f", {others} other environments" if others else ""))
+    return [Finding("database", found + (f", {others} other environments" if others else "")), *measured]
 
 
 def _measured(store: Store, where: Environment) -> Iterator[Finding]:
