@@ -75,6 +75,9 @@ def _progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     stderr = Console(stderr=True)
+    if not stderr.is_terminal:
+        yield lambda _: None
+        return
     columns = (
         TextColumn(what),
         BarColumn(),
@@ -82,7 +85,7 @@ def _progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task(what, total=total, text="")
         yield lambda text: progress.update(task, advance=1, text=text)
 
