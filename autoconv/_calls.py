@@ -51,7 +51,6 @@ _waits: dict[object, float] = {}
 known: dict[object, Convolution | None] = {}
 """What runs a call, None for MLX as it is called: by all that the caller wrote, the device and the `using` around."""
 
-_settings.on_configure.append(known.clear)
 _UNKNOWN = object()
 
 _counter = itertools.count()
@@ -187,6 +186,9 @@ def forget() -> None:
     """Forget every decision of this process; databases keep theirs."""
     known.clear()
     _waits.clear()
+
+
+_settings.on_configure.append(forget)
 
 
 def hits() -> int:

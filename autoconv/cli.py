@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -124,17 +123,9 @@ def _demo(database: Path, as_json: bool) -> None:
     same = sum(second.winners.get(key) == candidate for key, candidate in winners.items())
     timed = second.statistics["measured"]
     if as_json:
-        found = {
-            "outcomes": [tables.outcome_dict(o) for o in outcomes],
-            "summary": tables.summary(outcomes),
-            "second": vars(second),
-        }
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(tables.outcomes_dict(outcomes) | {"second": vars(second)}, indent=2))
     else:
-        console.print(tables.outcome_table(outcomes))
-        console.print()
-        for line in [*tables.summary_lines(tables.summary(outcomes)), *tables.failures(outcomes)]:
-            console.print(line)
+        tables.print_outcomes(console, outcomes)
         console.print(
             f"\nA second process over the same database: {second.outputs} convolutions run, {timed} timed, "
             f"{same} of {len(winners)} winners the same."
@@ -189,16 +180,10 @@ def sweep(
     layers = _layers(workloads, pending, chosen, max_gflop, dtype)
     with stopping() as stop, _progress(len(layers), "sweeping") as advance:
         outcomes = run(layers, dispatcher(), chosen, device, stop=stop, tell=lambda o: advance(o.layer.network))
-    found = tables.summary(outcomes)
     if as_json:
-        click.echo(json.dumps({"outcomes": [tables.outcome_dict(o) for o in outcomes], "summary": found}, indent=2))
+        click.echo(json.dumps(tables.outcomes_dict(outcomes), indent=2))
     else:
-        console = tables.console()
-        if outcomes:
-            console.print(tables.outcome_table(outcomes))
-            console.print()
-        for line in [*tables.summary_lines(found), *tables.failures(outcomes)]:
-            console.print(line)
+        tables.print_outcomes(tables.console(), outcomes)
     if stop.is_set():
         click.echo(f"stopped after {len(outcomes)} of {len(layers)}; the same command goes on from there", err=True)
         raise click.exceptions.Exit(INTERRUPTED)
@@ -299,4 +284,4 @@ def doctor(database: Path | None, as_json: bool) -> None:
     else:
         tables.console().print(doctors.table(findings))
     if any(finding.advice for finding in findings):
-        sys.exit(1)
+        raise click.exceptions.Exit(1)

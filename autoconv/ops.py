@@ -11,6 +11,7 @@ from autoconv._calls import Stream, call, changed, device_key, forget, hit, hits
 from autoconv.decision import Source
 from autoconv.problem import IntOrInts, Padding
 from autoconv.report.explanation import Explanation
+from autoconv.settings import Settings
 
 _mx_conv3d = mx.conv3d
 _mx_conv_general = mx.conv_general
@@ -185,6 +186,12 @@ def conv_general(
     )
 
 
+def _under(stream: Stream, changes: dict[str, Any]) -> tuple[Settings, mx.Device]:
+    """The settings and the device of what is asked with these changes, on this stream."""
+    with on(stream):
+        return _settings.with_changes(_settings.current(), changes), mx.default_device()
+
+
 def tune(
     input: mx.array | Sequence[int],
     weight: mx.array | Sequence[int],
@@ -239,9 +246,7 @@ def tune(
         groups=groups,
         flip=flip,
     )
-    settings = _settings.with_changes(_settings.current(), changes)
-    with on(stream):
-        device = mx.default_device()
+    settings, device = _under(stream, changes)
     try:
         found = dispatcher().tune(problem, settings, device)
     finally:
@@ -298,9 +303,7 @@ def explain(
         groups=groups,
         flip=flip,
     )
-    settings = _settings.with_changes(_settings.current(), changes)
-    with on(stream):
-        device = mx.default_device()
+    settings, device = _under(stream, changes)
     return dispatcher().explanation(problem, settings, device)
 
 

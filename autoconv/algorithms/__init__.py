@@ -11,10 +11,9 @@ import importlib
 import pkgutil
 
 from autoconv.algorithms._algorithm import Algorithm, Candidate, Convolution
+from autoconv.problem import Problem
 
 __all__ = ["Algorithm", "Candidate", "Convolution", "algorithms", "candidates", "find"]
-
-from autoconv.problem import Problem
 
 
 @functools.cache

@@ -72,6 +72,20 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
+def print_outcomes(target: Console, outcomes: Sequence[Outcome]) -> None:
+    """Print the table of the outcomes, their summary and what could not be timed."""
+    if outcomes:
+        target.print(outcome_table(outcomes))
+        target.print()
+    for line in [*summary_lines(summary(outcomes)), *failures(outcomes)]:
+        target.print(line)
+
+
+def outcomes_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The outcomes with their summary, as plain values for JSON."""
+    return {"outcomes": [outcome_dict(o) for o in outcomes], "summary": summary(outcomes)}
+
+
 def summary_lines(found: dict[str, Any]) -> list[str]:
     """The summary in a few lines for people."""
     if not found["problems"]:
