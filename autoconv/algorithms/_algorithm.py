@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -21,6 +21,23 @@ class Convolution(Protocol):
         Both have the problem's shape and dtype; the operations go to the default stream.
         """
         ...
+
+
+@dataclass(frozen=True)
+class InTwoSteps:
+    """A convolution whose work on the weight alone can be done beforehand, for a weight that does not change.
+
+    Attributes:
+        derive: What is made of the weight.
+        apply: The convolution of an input with that.
+    """
+
+    derive: Callable[[mx.array], tuple[mx.array, ...]]
+    apply: Callable[[mx.array, Sequence[mx.array]], mx.array]
+
+    def __call__(self, input: mx.array, weight: mx.array, /) -> mx.array:
+        """Both steps."""
+        return self.apply(input, self.derive(weight))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autoconv._backend import mx
+from autoconv.algorithms._fused import sum_float32
 from autoconv.algorithms._mlx import conv_general
 from autoconv.problem import Problem
 
@@ -143,6 +144,40 @@ def flat_convolution(problem: Problem) -> FlatConvolution:
     return run
 
 
+def tap_sum(convolve: FlatConvolution, input: mx.array, kernels: Sequence[mx.array], segment: Segment) -> mx.array:
+    """A segment's outputs as a sum over the taps that it sees, in float32: `(N, frames, OH, OW, C_out)`.
+
+    For frames that stand one apart; `kernels` holds each tap's, `(C_out, KH, KW, C / groups)`.
+    """
+    parts = [
+        convolve(tap_frames(input, tap, segment.start, segment.stop, 1), kernels[tap.index]) for tap in segment.taps
+    ]
+    summed = parts[0] if len(parts) == 1 else sum_float32(*parts)
+    return mx.unflatten(summed, 0, (input.shape[0], segment.stop - segment.start))
+
+
+def flat_matmul(problem: Problem) -> FlatConvolution:
+    """What `flat_convolution` computes where `is_pointwise`, as one matrix product over all positions."""
+    _, step_h, step_w = problem.stride
+
+    def run(images: mx.array, weight: mx.array) -> mx.array:
+        seen = images[:, ::step_h, ::step_w] if max(step_h, step_w) > 1 else images
+        kernel = mx.flatten(weight, 1)  # (C_out, C)
+        return mx.unflatten(mx.flatten(seen, 0, 2) @ kernel.T, 0, seen.shape[:3])
+
+    return run
+
+
+def is_pointwise(problem: Problem) -> bool:
+    """Whether every output position sees one position of each frame: KH and KW are 1, and there is no padding there."""
+    return (
+        problem.groups == 1
+        and problem.weight_shape[2:4] == (1, 1)
+        and problem.input_dilation[1:] == (1, 1)
+        and problem.padding_low[1:] == problem.padding_high[1:] == (0, 0)
+    )
+
+
 def interleave(parts: Sequence[mx.array], outputs: int) -> mx.array:
     """The output from its phases, each `(N, frames, OH, OW, C_out)`, the first ones at most one frame longer."""
     if len(parts) == 1:
@@ -152,7 +187,7 @@ def interleave(parts: Sequence[mx.array], outputs: int) -> mx.array:
     return mx.flatten(mx.stack(even, axis=2), 1, 2)[:, :outputs]
 
 
-def zeros_like_output(problem: Problem, frames: int, weight: mx.array) -> mx.array:
-    """`frames` output frames that see only padding."""
+def zeros_like_output(problem: Problem, frames: int, like: mx.array) -> mx.array:
+    """`frames` output frames that see only padding, of the dtype of `like`."""
     batch, _, out_h, out_w, outputs = problem.output_shape
-    return mx.zeros((batch, frames, out_h, out_w, outputs), weight.dtype)
+    return mx.zeros((batch, frames, out_h, out_w, outputs), like.dtype)

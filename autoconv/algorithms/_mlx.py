@@ -75,3 +75,32 @@ def workspace_2d(problem: Problem, backend: str, images: int, channels: int) -> 
     if backend != "cpu":
         return 0
     return unfolded_bytes(problem, 1, images, channels, problem.weight_shape[0])
+
+
+def workspace_flat(problem: Problem, backend: str, images: tuple[int, ...]) -> int:
+    """Bytes beyond its operands of a 2D convolution along the height over `(N, OD, H, OW, channels)` images."""
+    if backend != "cpu":
+        return 0
+    batch, depth, height, width, channels = images
+    padded = height + problem.padding_low[1] + problem.padding_high[1]
+    unfolded = problem.output_shape[2] * problem.weight_shape[2]
+    result = problem.output_shape[2] * problem.weight_shape[0] if problem.dtype != "float32" else 0
+    return 4 * batch * depth * width * ((padded + unfolded) * channels + result)
+
+
+CHANNEL_STEPS = {"cpu": (), "cuda": (8, 32), "metal": (16, 32)}
+"""Multiples of channels that a backend's kernels are made for: on CUDA 16 bytes and a warp's tile, on Metal those that
+implicit GEMM and Winograd ask for. The CPU's matrix product takes any."""
+
+
+def rounded(channels: int, step: int) -> int:
+    """`channels` rounded up to a multiple of `step`."""
+    return -(-channels // step) * step
+
+
+def channel_steps(channels: int, outputs: int, backend: str) -> list[int]:
+    """The multiples worth padding channels to: those that change one of them, and not to what a smaller one does."""
+    found: dict[tuple[int, int], int] = {(channels, outputs): 1}
+    for step in CHANNEL_STEPS[backend]:
+        found.setdefault((rounded(channels, step), rounded(outputs, step)), step)
+    return [step for step in found.values() if step > 1]

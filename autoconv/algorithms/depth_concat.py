@@ -6,27 +6,31 @@ frame the stack is one transposing copy of the input.
 Parameters:
     edges: `split` convolves outputs that see padding apart, with the taps that see frames; `pad` pads the input with
         zero frames and convolves once. Without depth padding they are the same and only `split` is tried.
+    channels: The stacked channels, and those of the output, are filled up with zeros to a multiple of this.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from autoconv._backend import mx
+from autoconv.algorithms import _cuda
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
 from autoconv.algorithms._depth import (
+    FlatConvolution,
     Phase,
     Tap,
     flat_convolution,
     flipped,
     interleave,
     phases,
-    take,
     zeros_like_output,
 )
-from autoconv.algorithms._mlx import workspace_2d
+from autoconv.algorithms._mlx import channel_steps, rounded, workspace_2d
 from autoconv.problem import MAX_ELEMENTS, Problem
 
 
@@ -37,21 +41,29 @@ def _stacked_images(phase: Phase, edges: str) -> list[tuple[int, int]]:
     return [(s.stop - s.start, len(s.taps)) for s in phase.segments if s.taps]
 
 
-def _parameters(problem: Problem, _backend: str) -> Iterable[Parameters]:
+def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
     if not problem.addressable or problem.weight_shape[1] == 1:
         return ()
     plan = phases(problem)
+    taps = max((len(phase.taps) for phase in plan), default=0)
+    one_group = problem.groups == 1
+    steps = channel_steps(taps * problem.input_shape[4], problem.weight_shape[0], backend) if one_group else []
     choices = ["split", "pad"] if any(phase.partial for phase in plan) else ["split"]
-    frame = problem.input_shape[0] * math.prod(problem.input_shape[2:])
-    padded = problem.input_shape[1] + sum(_padding(plan, problem.input_shape[1]))
-    return [
-        {"edges": edges}
-        for edges in choices
-        if all(
-            outputs * taps * frame <= MAX_ELEMENTS for phase in plan for outputs, taps in _stacked_images(phase, edges)
-        )
-        and (edges == "split" or padded * frame <= MAX_ELEMENTS)
-    ]
+    found: list[Parameters] = [{"edges": edges} for edges in choices if fits(problem, edges)]
+    return found + [{"edges": e, "channels": s} for e in choices for s in steps if fits(problem, e, s)]
+
+
+def fits(problem: Problem, edges: str, step: int = 1) -> bool:
+    """Whether no stack, and no result with channels in steps, has more elements than can be addressed."""
+    plan = phases(problem)
+    images = [piece for phase in plan for piece in _stacked_images(phase, edges)]
+    frame_in = problem.input_shape[0] * math.prod(problem.input_shape[2:4])
+    frame_out = problem.output_shape[0] * math.prod(problem.output_shape[2:4])
+    channels, outputs = problem.input_shape[4], rounded(problem.weight_shape[0], step)
+    stacks = [count * frame_in * rounded(taps * channels, step) for count, taps in images]
+    padded = problem.input_shape[1] + sum(_padding(plan, problem.input_shape[1])) if edges == "pad" else 0
+    results = problem.output_shape[1] * frame_out * outputs
+    return max(padded * frame_in * channels, results, *stacks) <= MAX_ELEMENTS
 
 
 def _padding(plan: Sequence[Phase], frames: int) -> tuple[int, int]:
@@ -64,9 +76,23 @@ def _padding(plan: Sequence[Phase], frames: int) -> tuple[int, int]:
     return low, high
 
 
-def _build(problem: Problem, edges: str = "split") -> Convolution:
+def _build(problem: Problem, edges: str = "split", channels: int = 1) -> Convolution:
+    return concatenated(problem, flat_convolution(problem), edges=edges, step=channels)
+
+
+def concatenated(problem: Problem, convolve: FlatConvolution, *, edges: str = "split", step: int = 1) -> Convolution:
+    """The convolution of the stacked taps.
+
+    Args:
+        problem: The problem.
+        convolve: What is done with images of stacked frames.
+        edges: `split` or `pad`.
+        step: The stacked channels and those of the output are filled up to a multiple of this; 1 under groups.
+    """
     plan = phases(problem)
-    convolve, orient = flat_convolution(problem), flipped(problem)
+    orient = flipped(problem)
+    wide = replace(problem, weight_shape=(rounded(problem.weight_shape[0], step), *problem.weight_shape[1:]))
+    spare_out = rounded(problem.weight_shape[0], step) - problem.weight_shape[0]
     batch, outputs, groups = problem.input_shape[0], problem.output_shape[1], problem.groups
     low, high = _padding(plan, problem.input_shape[1]) if edges == "pad" else (0, 0)
     widths = [(0, 0), (low, high), (0, 0), (0, 0), (0, 0)]
@@ -76,15 +102,24 @@ def _build(problem: Problem, edges: str = "split") -> Convolution:
 
     def stack_frames(input: mx.array, taps: Sequence[Tap], frame_step: int, start: int, stop: int) -> mx.array:
         """`(N * (stop - start), H, W, taps * C)`; under groups each group's taps stand together."""
-        firsts = [low + tap.first_frame + start * frame_step for tap in taps]
+        firsts = [tap.first_frame + start * frame_step for tap in taps]
         apart = {b - a for a, b in itertools.pairwise(firsts)}
-        if stop - start == 1 and len(apart) == 1:  # one output: the taps' frames are one slice
+        if groups == 1 and len(apart) <= 1 and _cuda.is_current():
+            channels, distance = rounded(len(taps) * input.shape[4], step), next(iter(apart), 1)
+            stack = _cuda.Stack(len(taps), distance, firsts[0], stop - start, frame_step, channels)
+            return _cuda.stacker(stack)(input)
+        if low or high:
+            input, firsts = mx.pad(input, widths), [low + first for first in firsts]
+        if stop - start == 1 and len(apart) == 1 and step == 1:  # one output: the taps' frames are one slice
             frames = grouped(input[:, firsts[0] : firsts[-1] + 1 : apart.pop()])
             stacked = mx.moveaxis(frames, 1, -2)
             return mx.flatten(stacked, -2 if groups == 1 else -3, -1)
         span = (stop - start - 1) * frame_step + 1
-        images = [grouped(take(input, first, first + span, frame_step)) for first in firsts]
-        stacked = images[0] if len(images) == 1 else mx.concatenate(images, axis=-1)
+        images = [grouped(input[:, first : first + span : frame_step]) for first in firsts]
+        spare = rounded(len(taps) * input.shape[4], step) - len(taps) * input.shape[4]
+        if spare:
+            images.append(mx.zeros((*images[0].shape[:-1], spare), input.dtype))
+        stacked = mx.flatten(images[0] if len(images) == 1 else mx.concatenate(images, axis=-1), 0, 1)
         return stacked if groups == 1 else mx.flatten(stacked, -2, -1)
 
     def stack_weight(weight: mx.array, taps: Sequence[Tap]) -> mx.array:
@@ -107,40 +142,62 @@ def _build(problem: Problem, edges: str = "split") -> Convolution:
         for start, stop, taps in pieces:
             if taps:
                 images = stack_frames(input, taps, phase.frame_step, start, stop)
-                result = convolve(images, stack_weight(weight, taps))
+                kernel = stack_weight(weight, taps)
+                if step > 1:
+                    spare = images.shape[-1] - kernel.shape[-1]
+                    kernel = mx.pad(kernel, [(0, spare_out), (0, 0), (0, 0), (0, spare)])
+                result = convolve(images, kernel)
                 results.append(mx.unflatten(result, 0, (batch, stop - start)))
             else:
-                results.append(zeros_like_output(problem, stop - start, weight))
+                results.append(zeros_like_output(wide, stop - start, weight))
         return mx.concatenate(results, axis=1) if len(results) > 1 else results[0]
 
     def run(input: mx.array, weight: mx.array, /) -> mx.array:
-        if low or high:
-            input = mx.pad(input, widths)
-        elif outputs > 1:
+        if outputs > 1:
             input = mx.contiguous(input)  # every tap reads it; the one transposing copy reads it once
         weight = orient(weight)
-        return interleave([one_phase(phase, input, weight) for phase in plan], outputs)
+        output = interleave([one_phase(phase, input, weight) for phase in plan], outputs)
+        return mx.contiguous(output[..., : problem.weight_shape[0]]) if spare_out else output
 
     return run
 
 
-def _cost(problem: Problem, backend: str, edges: str = "split") -> Cost:
+def _cost(problem: Problem, backend: str, edges: str = "split", channels: int = 1) -> Cost:
+    workspace = functools.partial(workspace_2d, problem, backend)
+    return cost_concatenated(problem, workspace, edges=edges, step=channels)
+
+
+def cost_concatenated(
+    problem: Problem, workspace: Callable[[int, int], int], *, edges: str = "split", step: int = 1
+) -> Cost:
+    """What `concatenated` costs, where `workspace` gives the bytes of one convolution from its images and channels."""
     batch, _, height, width, channels = problem.input_shape
-    frame_in = batch * height * width * channels * problem.item_bytes
-    frame_flops = 2 * batch * math.prod(problem.output_shape[2:]) * math.prod(problem.weight_shape[2:])
-    flops = moved = stacked = scratch = 0
+    outputs = rounded(problem.weight_shape[0], step)
+    position = batch * height * width * problem.item_bytes
+    flops = stacked = scratch = kernels = 0
     plan = phases(problem)
     pieces = [piece for phase in plan for piece in _stacked_images(phase, edges)]
-    for outputs, taps in pieces:
-        flops += outputs * taps * frame_flops
-        stacked += outputs * taps * frame_in
+    for count, taps in pieces:
+        stack = rounded(taps * channels, step)
+        flops += (
+            2
+            * batch
+            * count
+            * math.prod(problem.output_shape[2:4])
+            * outputs
+            * (math.prod(problem.weight_shape[2:4]) * stack // problem.groups)
+        )
+        stacked += count * stack * position
+        kernels += outputs * math.prod(problem.weight_shape[2:4]) * stack // problem.groups * problem.item_bytes
         # Evaluation runs ahead, so that all pieces' scratch is alive together.
-        scratch += workspace_2d(problem, backend, batch * outputs, taps * channels)
-    padded = (problem.input_shape[1] + sum(_padding(plan, problem.input_shape[1]))) * frame_in
+        scratch += workspace(batch * count, stack)
+    padded = (problem.input_shape[1] + sum(_padding(plan, problem.input_shape[1]))) * position * channels
     padded = padded if edges == "pad" else 0
-    joined = problem.output_bytes if len(pieces) > 1 else 0
-    moved = 3 * stacked + 2 * padded + problem.output_bytes + 2 * joined + 3 * problem.weight_bytes
-    return Cost(flops, moved, stacked + padded + joined + problem.weight_bytes + scratch)
+    result = problem.output_bytes // problem.weight_shape[0] * outputs
+    joined = result if len(pieces) > 1 else 0
+    cut = result if outputs != problem.weight_shape[0] else 0
+    moved = 3 * stacked + 2 * padded + problem.output_bytes + 2 * joined + 2 * cut + 3 * kernels
+    return Cost(flops, moved, stacked + padded + joined + cut + kernels + scratch)
 
 
 ALGORITHM = Algorithm(name="depth_concat", version=1, order=3, build=_build, cost=_cost, parameters=_parameters)

@@ -5,16 +5,30 @@ channel count. Where taps see padding the sum runs over fewer of them, so paddin
 
 Parameters:
     sum: `float32`, or `dtype` to add the taps up in the problem's own dtype, which rounds after each.
+    channels: Both kinds of channels are filled up with zeros to a multiple of this.
+    batch: `fold` lays the clips of a batch end to end, with their padding, so that what each tap sees is one view
+        rather than a copy.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from autoconv._backend import mx
+from autoconv.algorithms._adapted import (
+    as_one_clip,
+    can_be_one_clip,
+    cost_as_one_clip,
+    cost_in_steps,
+    in_steps,
+    one_clip,
+    with_channels,
+)
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
 from autoconv.algorithms._depth import (
+    FlatConvolution,
     Phase,
     flat_convolution,
     flipped,
@@ -23,40 +37,46 @@ from autoconv.algorithms._depth import (
     tap_frames,
     zeros_like_output,
 )
-from autoconv.algorithms._fused import fused
-from autoconv.algorithms._mlx import workspace_2d
+from autoconv.algorithms._fused import sum_dtype, sum_float32
+from autoconv.algorithms._mlx import channel_steps, workspace_2d
 from autoconv.problem import Problem
 
 
-def _parameters(problem: Problem, _backend: str) -> Iterable[Parameters]:
+def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
     if not problem.addressable:
         return ()
     adds = any(len(segment.taps) > 1 for phase in phases(problem) for segment in phase.segments)
-    if adds and problem.item_bytes == 2:
-        return ({"sum": "float32"}, {"sum": "dtype"})
-    return ({"sum": "float32"},)
+    found: list[Parameters] = [{"sum": "float32"}]
+    if adds and problem.item_bytes == 2 and backend != "cuda":  # there the kernel that sums is our own, in float32
+        found.append({"sum": "dtype"})
+    if problem.groups == 1:
+        steps = channel_steps(problem.input_shape[4], problem.weight_shape[0], backend)
+        found += [{"sum": "float32", "channels": s} for s in steps if with_channels(problem, s).addressable]
+    if problem.weight_shape[1] > 1 and can_be_one_clip(problem):
+        found.append({"sum": "float32", "batch": "fold"})
+    return found
 
 
-@fused
-def _sum_float32(*parts: mx.array) -> mx.array:
-    total = parts[0].astype(mx.float32)
-    for part in parts[1:]:
-        total = total + part
-    return total.astype(parts[0].dtype)
+def _build(problem: Problem, sum: str = "float32", channels: int = 1, batch: str = "") -> Convolution:
+    def build(problem: Problem) -> Convolution:
+        return decomposed(problem, flat_convolution(problem), wide=sum == "float32")
+
+    if channels > 1:
+        return in_steps(build, problem, channels)
+    return as_one_clip(build, problem) if batch else build(problem)
 
 
-@fused
-def _sum_dtype(*parts: mx.array) -> mx.array:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+def decomposed(problem: Problem, convolve: FlatConvolution, *, wide: bool) -> Convolution:
+    """The sum over the taps.
 
-
-def _build(problem: Problem, sum: str = "float32") -> Convolution:
+    Args:
+        problem: The problem.
+        convolve: What a tap does to the frames that it sees.
+        wide: Whether what is 16 bits wide is added up in float32.
+    """
     plan = phases(problem)
-    convolve, orient = flat_convolution(problem), flipped(problem)
-    wide = sum == "float32" and problem.item_bytes == 2
+    orient = flipped(problem)
+    wide = wide and problem.item_bytes == 2
     batch, outputs = problem.input_shape[0], problem.output_shape[1]
     several = problem.weight_shape[1] > 1
 
@@ -64,8 +84,8 @@ def _build(problem: Problem, sum: str = "float32") -> Convolution:
         if len(parts) == 1:
             return parts[0]
         if wide:
-            return _sum_float32(*parts)
-        return parts[0] + parts[1] if len(parts) == 2 else _sum_dtype(*parts)
+            return sum_float32(*parts)
+        return parts[0] + parts[1] if len(parts) == 2 else sum_dtype(*parts)
 
     def one_phase(phase: Phase, input: mx.array, weight: mx.array) -> mx.array:
         results = {}
@@ -96,7 +116,17 @@ def _build(problem: Problem, sum: str = "float32") -> Convolution:
     return run
 
 
-def _cost(problem: Problem, backend: str, sum: str = "float32") -> Cost:
+def _cost(problem: Problem, backend: str, sum: str = "float32", channels: int = 1, batch: str = "") -> Cost:
+    def cost(problem: Problem) -> Cost:
+        return cost_decomposed(problem, functools.partial(workspace_2d, problem, backend), wide=sum == "float32")
+
+    if channels > 1:
+        return cost_in_steps(cost(with_channels(problem, channels)), problem, channels)
+    return cost_as_one_clip(cost(one_clip(problem)), problem) if batch else cost(problem)
+
+
+def cost_decomposed(problem: Problem, workspace: Callable[[int, int], int], *, wide: bool) -> Cost:
+    """What `decomposed` costs, where `workspace` gives the bytes of one tap from its images and channels."""
     batch, depth, height, width, channels = problem.input_shape
     frame_out = math.prod(problem.output_shape[2:]) * problem.item_bytes
     frame_in = height * width * channels * problem.item_bytes
@@ -110,7 +140,7 @@ def _cost(problem: Problem, backend: str, sum: str = "float32") -> Cost:
             moved += images * (frame_in + frame_out)
             results += images * frame_out
             # Evaluation runs ahead, so that all taps' scratch is alive together.
-            scratch += workspace_2d(problem, backend, images, channels)
+            scratch += workspace(images, channels)
             if batch > 1 and not (images == batch * depth and phase.frame_step == 1):
                 copies += images * frame_in
     edges = len(plan) > 1 or any(len(phase.segments) > 1 for phase in plan)
@@ -118,7 +148,7 @@ def _cost(problem: Problem, backend: str, sum: str = "float32") -> Cost:
     moved += problem.weight_bytes + 2 * copies
     moved += (results + problem.output_bytes) * adds + 2 * problem.output_bytes * edges
     # Without fusion, as on the CPU, the running sum is an array of its own, in float32.
-    running = math.prod(problem.output_shape) * (4 if sum == "float32" else problem.item_bytes) * adds
+    running = math.prod(problem.output_shape) * (4 if wide else problem.item_bytes) * adds
     return Cost(flops, moved, results + copies + running + scratch + problem.output_bytes * edges)
 
 

@@ -1,0 +1,107 @@
+"""The kernel's taps unfolded onto the channel axis, then one matrix product, or a convolution along the height alone.
+
+Few channels become many: RGB under 3x3x3 is 81 of them, or 27 where the height is left to the convolution. The input
+is unfolded axis by axis, so that all copies but the first are of long runs. The unfolded channels are filled up with
+zeros to a multiple of `STEP`.
+
+Parameters:
+    axes: `dhw` for the matrix product, `dw` to leave the height to a 2D convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from autoconv._backend import mx
+from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
+from autoconv.algorithms._depth import flipped
+from autoconv.algorithms._mlx import conv_general, rounded, workspace_flat
+from autoconv.problem import MAX_ELEMENTS, Problem
+
+STEP = 8
+"""16 bytes of 16-bit elements: GPUs' matrix units load no less at a time."""
+
+_AXES = {"d": 1, "h": 2, "w": 3}
+
+
+def _unfolded(problem: Problem, axes: str) -> tuple[int, ...]:
+    """Shape of the input with those axes unfolded: `(N, OD, OH or padded H, OW, taps * C)`."""
+    taps = math.prod(problem.weight_shape[_AXES[a]] for a in axes)
+    height = problem.output_shape[2] if "h" in axes else _padded(problem)[2]
+    batch, depth, _, width, _ = problem.output_shape
+    return (batch, depth, height, width, rounded(taps * problem.input_shape[4], STEP))
+
+
+def _padded(problem: Problem) -> tuple[int, ...]:
+    sizes = zip(problem.input_shape[1:4], problem.padding_low, problem.padding_high, strict=True)
+    return (problem.input_shape[0], *(size + low + high for size, low, high in sizes), problem.input_shape[4])
+
+
+def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
+    # MLX's CPU backend does just this itself.
+    if backend == "cpu" or not problem.addressable or problem.groups > 1 or problem.input_dilation != (1, 1, 1):
+        return ()
+    _, depth, height, width, _ = problem.weight_shape
+    if depth * width == 1 or math.prod(_padded(problem)) > MAX_ELEMENTS:
+        return ()
+    choices = ["dhw"] if height == 1 else ["dhw", "dw"]
+    return [{"axes": axes} for axes in choices if math.prod(_unfolded(problem, axes)) <= MAX_ELEMENTS]
+
+
+def _build(problem: Problem, axes: str) -> Convolution:
+    orient = flipped(problem)
+    low, high = problem.padding_low, problem.padding_high
+    # The height that a 2D convolution pads needs no copy.
+    inner = [axis for axis in range(3) if "dhw"[axis] in axes]
+    widths = [(0, 0), *((low[a], high[a]) if a in inner else (0, 0) for a in range(3)), (0, 0)]
+    pads = any(a or b for a, b in widths)
+    channels = math.prod(problem.weight_shape[_AXES[a]] for a in axes) * problem.input_shape[4]
+    spare = rounded(channels, STEP) - channels
+    height = (problem.stride[1], 1), ((low[1], 0), (high[1], 0)), (problem.dilation[1], 1)
+    out_shape = problem.output_shape
+
+    def unfold(array: mx.array, axis: int, *, last: bool) -> mx.array:
+        taps, count = problem.weight_shape[axis], out_shape[axis]
+        step, apart = problem.stride[axis - 1], problem.dilation[axis - 1]
+        before: tuple[slice, ...] = (slice(None),) * axis
+        span = (count - 1) * step + 1
+        seen = [array[(*before, slice(t * apart, t * apart + span, step))] for t in range(taps)]
+        if last and spare:
+            seen.append(mx.zeros((*seen[0].shape[:4], spare), array.dtype))
+        return seen[0] if len(seen) == 1 else mx.concatenate(seen, axis=-1)
+
+    def run(input: mx.array, weight: mx.array, /) -> mx.array:
+        weight = orient(weight)
+        array = mx.pad(input, widths) if pads else input
+        for axis in "whd" if axes == "dhw" else "wd":
+            array = unfold(array, _AXES[axis], last=axis == "d")
+        if axes == "dhw":
+            kernel = mx.pad(mx.flatten(weight, 1), [(0, 0), (0, spare)]) if spare else mx.flatten(weight, 1)
+            return mx.unflatten(mx.flatten(array, 0, 3) @ kernel.T, 0, out_shape[:4])
+        kernel = mx.flatten(mx.moveaxis(weight, 2, 1), 2)[:, :, None]  # (C_out, KH, 1, KD * KW * C)
+        kernel = mx.pad(kernel, [(0, 0)] * 3 + [(0, spare)]) if spare else kernel
+        output = conv_general(mx.flatten(array, 0, 1), kernel, *height, (1, 1), 1)
+        return mx.unflatten(output, 0, out_shape[:2])
+
+    return run
+
+
+def _cost(problem: Problem, backend: str, axes: str) -> Cost:
+    unfolded = _unfolded(problem, axes)
+    first = (*_padded(problem)[:3], problem.output_shape[3], problem.weight_shape[3] * problem.input_shape[4])
+    second = 0
+    if axes == "dhw" and problem.weight_shape[2] > 1:
+        second = first[0] * first[1] * problem.output_shape[2] * first[3] * first[4] * problem.weight_shape[2]
+    padded = math.prod(_padded(problem)) if any((*problem.padding_low, *problem.padding_high)) else 0
+    kernel = math.prod((problem.weight_shape[0], *(problem.weight_shape[2:3] if axes == "dw" else ()), unfolded[4]))
+    item = problem.item_bytes
+    last = math.prod(unfolded) * item
+    between = [size * item for size in (padded, math.prod(first), second) if size]
+    flops = 2 * math.prod(problem.output_shape) * unfolded[4] * (problem.weight_shape[2] if axes == "dw" else 1)
+    scratch = 0 if axes == "dhw" else workspace_flat(problem, backend, unfolded)
+    moved = 2 * sum(between) + 2 * last + problem.output_bytes + 3 * kernel * item
+    return Cost(flops, moved, last + sum(between) + kernel * item + scratch)
+
+
+ALGORITHM = Algorithm(name="im2col", version=1, order=6, build=_build, cost=_cost, parameters=_parameters)
