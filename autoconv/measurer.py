@@ -46,8 +46,8 @@ class Measurer:
         self._bench = bench
         self._clock = clock
         self._warn = warn
-        self._qualifications: dict[tuple[str, str], Qualification] = {}
-        self._qualifiers: dict[tuple[str, str], Qualifier] = {}
+        self._qualifications: dict[str, Qualification] = {}
+        self._qualifiers: dict[str, Qualifier] = {}
         self._lost: set[str] = set()
 
     def measure(
@@ -103,13 +103,13 @@ class Measurer:
 
     def qualification(self, store: Store, where: Environment, *, gradients: bool = False) -> Qualification | None:
         """What is known of a device from its first run, of convolutions or of gradients; None before that."""
-        mark = fingerprint(self._algorithms, gradients=gradients)
-        known = self._qualifications.get((where.id, mark))
+        key = _key(where, gradients)
+        known = self._qualifications.get(key)
         if known is None:
             with self._warn.tolerating(strict=False):
-                known = store.qualification(where.id, mark)
+                known = store.qualification(where.id, fingerprint(self._algorithms, gradients=gradients))
             if known is not None:
-                self._qualifications[where.id, mark] = known
+                self._qualifications[key] = known
         return known
 
     def _qualify(
@@ -129,7 +129,7 @@ class Measurer:
         known = self.qualification(store, where, gradients=gradients)
         if known is not None:
             return known
-        key = where.id, fingerprint(self._algorithms, gradients=gradients)
+        key = _key(where, gradients)
         qualifier = self._qualifiers.get(key)
         if qualifier is None:
             qualifier = self._qualifiers[key] = Qualifier(
@@ -207,6 +207,10 @@ class Measurer:
         except (RuntimeError, ValueError, MemoryError) as error:
             msg = f"the bench failed: {' '.join(str(error).split())}"
             raise TuningError(msg) from error
+
+
+def _key(where: Environment, gradients: bool) -> str:
+    return f"{where.id} gradients" if gradients else where.id
 
 
 @contextlib.contextmanager

@@ -235,7 +235,7 @@ def mlx_weight_gradient_is_right(problem: Problem, axes: tuple[int, ...]) -> boo
 
 def axes_left_to_mlx(candidate: Candidate) -> tuple[int, ...]:
     """The axes whose gradients are MLX's own; the candidates that take the depth apart are right along it."""
-    return (0, 1, 2) if candidate.algorithm.name in {"native", "implicit_gemm"} else (1, 2)
+    return (0, 1, 2) if candidate.algorithm.name in {"native", "implicit_gemm", "unflipped"} else (1, 2)
 
 
 @settings(max_examples=200)
@@ -344,7 +344,7 @@ def test_compiled_it_computes_the_same_of_new_operands(problem: Problem, candida
 @pytest.mark.parametrize(("problem", "candidate"), CASES)
 @pytest.mark.parametrize("over", ["input", "weight", "both"])
 def test_it_can_be_vmapped(problem: Problem, candidate: Candidate, over: str) -> None:
-    if over == "both" and candidate.algorithm.name in {"native", "implicit_gemm"}:
+    if over == "both" and candidate.algorithm.name in {"native", "implicit_gemm", "unflipped"}:
         pytest.skip("MLX makes it a grouped convolution, which it has not in 3D")
     if over == "weight" and problem.groups > 1:
         pytest.skip("MLX mixes the groups up")
@@ -572,14 +572,14 @@ def test_depth_concat_offers_padding_where_there_is_some(problem: Problem) -> No
 
 @settings(max_examples=100)
 @given(any_problem)
-def test_2d_convolutions_are_never_flipped(problem: Problem) -> None:
-    # A flipped one never takes MLX's Winograd.
+def test_2d_convolutions_are_flipped_only_under_an_input_dilation(problem: Problem) -> None:
+    # A flipped one never takes MLX's Winograd, as none does under an input dilation; there CUDA has only a flipped one.
     problem = replace(problem, flip=True)
     input, weight = operands(problem)
     with asked_of_mlx(_depth) as asked:
         for candidate in every_candidate(problem):
             candidate.build(problem)(input, weight)
-    assert {(call.flip, call.input.ndim) for call in asked} <= {(False, 4)}
+    assert {(call.flip, call.input.ndim) for call in asked} <= {(max(problem.input_dilation[1:]) > 1, 4)}
     assert bool(asked) == bool(real_pairs(problem))
 
 
