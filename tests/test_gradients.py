@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -483,6 +484,17 @@ def test_the_settings_of_the_call_hold_for_its_gradients() -> None:
     assert {p.kind for p in noted} == set(Kind)
 
 
+def test_a_gradient_that_is_not_wanted_is_not_computed() -> None:
+    def operations(argnum: int) -> str:
+        text = io.StringIO()
+        mx.export_to_dot(text, mx.grad(loss_of(autoconv.conv3d, padding=1), argnum)(X, W))
+        return text.getvalue()
+
+    with autoconv.using(gradients=True, policy="record"):  # MLX's own: only the weight's unfolds
+        assert "AsStrided" in operations(1)
+        assert "AsStrided" not in operations(0)
+
+
 def test_off_leaves_everything_to_mlx() -> None:
     with autoconv.using(gradients=True, policy="off"):
         found = mx.grad(loss_of(autoconv.conv3d, padding=1), (0, 1))(X, W)
@@ -632,6 +644,15 @@ def test_a_sweep_times_gradients_if_asked(tmp_path: Path) -> None:
     again = CliRunner().invoke(main, arguments)
     assert "3 known" in again.output
     assert "input gradient" in again.output
+
+
+def test_a_sweep_times_gradients_that_calls_noted(tmp_path: Path) -> None:
+    database = tmp_path / "noted.db"
+    with autoconv.using(gradients=True, policy="record", database=database):
+        mx.eval(mx.grad(loss_of(autoconv.conv3d, padding=1), (0, 1))(X, W))
+    done = CliRunner().invoke(main, ["sweep", "--pending", "--database", str(database), "--json"])
+    assert done.exit_code == 0, done.output
+    assert {(o["kind"], o["ending"]) for o in json.loads(done.stdout)["outcomes"]} == {(str(k), "timed") for k in Kind}
 
 
 def test_a_gradient_is_explained_by_the_command() -> None:

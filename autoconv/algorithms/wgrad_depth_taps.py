@@ -20,8 +20,12 @@ from autoconv.algorithms._weight_gradient import flipped_back, padded_bytes, see
 from autoconv.problem import MAX_ELEMENTS, Kind, Problem
 
 
-def _parameters(problem: Problem, _backend: str) -> Iterable[Parameters]:
+def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
     if not problem.addressable or seen(problem) is None:
+        return ()
+    # MLX's CPU backend convolves by a dilated kernel, which a stride becomes, in scalar loops; products do better.
+    plain = problem.groups == 1 and max(problem.input_dilation) == 1
+    if backend == "cpu" and plain and max(problem.stride[1:]) > 1:
         return ()
     several = problem.weight_shape[1] > 1 and problem.output_shape[1] * problem.input_shape[0] > 1
     stacks = several and problem.groups == 1 and problem.input_dilation[0] == 1

@@ -332,9 +332,9 @@ def _tap_window(problem: Problem, axis: int, tap: int) -> slice:
 
 
 def _columns(array: mx.array, channels: Sequence[int]) -> npt.NDArray[Any]:
-    """Some channels of an array on the host."""
+    """Some channels of an array on the host, one after another: a gather compiles a kernel first on CUDA."""
     wide = array.dtype if array.dtype == mx.float64 else mx.float32
-    return np.asarray(mx.take(array, mx.array(list(channels)), axis=-1).astype(wide))
+    return np.stack([np.asarray(array[..., channel].astype(wide)) for channel in channels], axis=-1)
 
 
 def _written_out(problem: Problem, input: npt.NDArray[Any]) -> npt.NDArray[Any]:
