@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, cast
 
 from autoconv import settings as _settings
 from autoconv._backend import mx
-from autoconv._gradients import differentiable
+from autoconv._gradients import by_vjp, differentiable
 from autoconv.algorithms._algorithm import Convolution
 from autoconv.algorithms.native import is_untouched
 from autoconv.decision import NATIVE, Decision, Source
@@ -144,14 +144,20 @@ def _decide(
     crop = cropped(input.shape, low, high)[0] if min(*low, *high) < 0 else None
     run = candidate.build(problem)
     if settings.gradients:
-        run = _with_gradients(run, problem, settings, device)
+        run = _with_gradients(run, candidate.name == NATIVE, problem, settings, device)
     run = _adapted(run, dtype, crop, mixed=input.dtype != weight.dtype)
     known[key] = _provisional(run, key) if waiting else run
     return run
 
 
-def _with_gradients(run: Convolution, problem: Problem, settings: Settings, device: mx.Device) -> Convolution:
-    """`run` with gradients that are decided when they are taken, under the settings of the call."""
+def _with_gradients(
+    run: Convolution, is_native: bool, problem: Problem, settings: Settings, device: mx.Device
+) -> Convolution:
+    """`run` with gradients that are decided when they are taken, under the settings of the call.
+
+    Where nothing is known of a gradient, that of another convolution than native is its own operations': they may have
+    been chosen because MLX has none or runs out of memory.
+    """
     asked = {kind: replace(problem, kind=kind) for kind in (Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)}
     where = repr(device)
 
@@ -159,7 +165,8 @@ def _with_gradients(run: Convolution, problem: Problem, settings: Settings, devi
         key = (asked[kind], settings, where)
         gradient = known.get(key)
         if gradient is None:
-            gradient = known[key] = _decide_gradient(asked[kind], settings, device, key)
+            unmeasured = None if is_native else by_vjp(run, asked[kind])
+            gradient = known[key] = _decide_gradient(asked[kind], settings, device, key, unmeasured)
         else:
             hit()
         return gradient
@@ -167,11 +174,17 @@ def _with_gradients(run: Convolution, problem: Problem, settings: Settings, devi
     return differentiable(run, gradient_of)
 
 
-def _decide_gradient(problem: Problem, settings: Settings, device: mx.Device, key: object) -> Convolution:
+def _decide_gradient(
+    problem: Problem, settings: Settings, device: mx.Device, key: object, unmeasured: Convolution | None
+) -> Convolution:
+    """Decide what computes a gradient; `unmeasured`, if there is one, where nothing is known of it."""
     from autoconv.dispatch import dispatcher  # imports what only a first call needs
 
     decided = dispatcher().decide(problem, settings, device)
-    run = dispatcher().candidate(decided, problem, device).build(problem)
+    if decided.source is Source.NATIVE and unmeasured is not None:
+        run = unmeasured
+    else:
+        run = dispatcher().candidate(decided, problem, device).build(problem)
 
     def on_device(first: mx.array, second: mx.array, /) -> mx.array:
         """On the convolution's device, whichever is the default where the gradient is taken."""

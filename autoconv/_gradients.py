@@ -7,7 +7,7 @@ from typing import cast
 
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Convolution
-from autoconv.problem import Kind
+from autoconv.problem import Kind, Problem
 
 GradientOf = Callable[[Kind], Convolution]
 """What computes the gradient of a kind; asked for whenever a gradient is taken."""
@@ -33,3 +33,23 @@ def differentiable(run: Convolution, gradient_of: GradientOf) -> Convolution:
     convolution = mx.custom_function(forward)
     convolution.vjp(vjp)
     return cast("Convolution", convolution)
+
+
+def by_vjp(run: Convolution, problem: Problem) -> Convolution:
+    """A gradient of the very operations that a convolution `run` is made of; those of the convolution are never run.
+
+    Args:
+        run: The convolution.
+        problem: Its gradient.
+    """
+    shape = problem.result_shape
+
+    def of_input(cotangent: mx.array, weight: mx.array, /) -> mx.array:
+        _, (gradient,) = mx.vjp(lambda x: run(x, weight), [mx.zeros(shape, cotangent.dtype)], [cotangent])
+        return gradient
+
+    def of_weight(input: mx.array, cotangent: mx.array, /) -> mx.array:
+        _, (gradient,) = mx.vjp(lambda w: run(input, w), [mx.zeros(shape, cotangent.dtype)], [cotangent])
+        return gradient
+
+    return of_input if problem.kind is Kind.INPUT_GRADIENT else of_weight

@@ -530,6 +530,26 @@ def test_operands_of_two_dtypes_get_gradients_of_their_own() -> None:
     assert off(found[0], host(expected[0]), host(expected[0]) ** 2) < 2e-2
 
 
+def test_without_a_measurement_a_gradient_is_that_of_the_operations_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Native's, elsewhere, might run out of memory where another way was chosen for that.
+    autoconv.tune(X, W, padding=1)
+    chosen, built = Dispatcher.candidate, []
+
+    def candidate(self: Dispatcher, found: Any, problem: Problem, device: mx.Device) -> Candidate:
+        built.append(problem.kind)
+        if problem.kind is not Kind.FORWARD:
+            return chosen(self, found, problem, device)
+        other = algorithms.find("kd_decomposition(sum=float32)", problem, "cpu")
+        assert other is not None
+        return other
+
+    monkeypatch.setattr(Dispatcher, "candidate", candidate)
+    with autoconv.using(gradients=True, policy="predict"):
+        found = mx.grad(loss_of(autoconv.conv3d, padding=1), (0, 1))(X, W)
+    close(found, mx.grad(loss_of(mx.conv3d, padding=1), (0, 1))(X, W))
+    assert built == [Kind.FORWARD]
+
+
 def test_negative_padding_has_the_gradient_of_the_cut_input() -> None:
     padding = ([-1, 1, 0], [1, -2, 1])
     with autoconv.using(gradients=True):
@@ -541,11 +561,12 @@ def test_negative_padding_has_the_gradient_of_the_cut_input() -> None:
     close(found, mx.grad(loss_of(by_hand), (0, 1))(X, W))
 
 
-def test_groups_can_be_trained() -> None:
+@pytest.mark.parametrize("policy", ["measure", "record"])
+def test_groups_can_be_trained(policy: str) -> None:
     problem = Problem.parse((1, 4, 5, 5, 4), (4, 3, 3, 3, 2), padding=1, groups=2)
     x, w = (random_array(shape, i) for i, shape in enumerate(problem.operand_shapes))
     cotangent = random_array(problem.output_shape, 3)
-    with autoconv.using(gradients=True):
+    with autoconv.using(gradients=True, policy=policy):
         _, found = mx.vjp(lambda x, w: autoconv.conv3d(x, w, padding=1, groups=2), [x, w], [cotangent])
     a, b, c = host(x), host(w), host(cotangent)
     np.testing.assert_allclose(host(found[0]), input_gradient(a, b, c, problem), rtol=1e-3, atol=1e-3)

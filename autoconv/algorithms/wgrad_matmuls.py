@@ -7,6 +7,9 @@ first taken apart by the remainders of its positions; to each part the same appl
 The sum runs over all positions, of which there are millions, and the products are small. So the positions are cut
 into parts whose products fill the device as one batched product, and whose results are added up in float32.
 
+An infinity in the input meets the spread cotangent's zeros: then the gradient is not finite at any tap, where MLX's own
+is finite at those taps that do not see it.
+
 Parameters:
     stack: `none`, or the kernel's axes whose taps are stacked on the channel axis by a copy, for one wider product:
         `w`, `hw` or `dhw`, the last of which unfolds the input.
