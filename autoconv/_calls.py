@@ -7,14 +7,16 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 from autoconv import settings as _settings
 from autoconv._backend import mx
+from autoconv._gradients import by_vjp, differentiable
 from autoconv.algorithms._algorithm import Convolution
 from autoconv.algorithms.native import is_untouched
 from autoconv.decision import NATIVE, Decision, Source
-from autoconv.problem import Problem, cropped, padding_pair
+from autoconv.problem import Kind, Problem, cropped, padding_pair
 from autoconv.settings import Policy, Settings
 
 Stream: TypeAlias = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
@@ -49,7 +51,9 @@ device_key: Callable[[], object] = _name_of_default if mx.device_count(mx.gpu) >
 _waits: dict[object, float] = {}
 
 known: dict[object, Convolution | None] = {}
-"""What runs a call, None for MLX as it is called: by all that the caller wrote, the device and the `using` around."""
+"""What runs a call, None for MLX as it is called: by all that the caller wrote, the device and the `using` around.
+Beside these, what computes a gradient, by its problem, its settings and the device.
+"""
 
 _UNKNOWN = object()
 
@@ -133,14 +137,64 @@ def _decide(
     decided = dispatcher().decide(problem, settings, device)
     candidate = dispatcher().candidate(decided, problem, device)
     waiting = problem.addressable and _for_want_of_time(decided, settings)
-    if candidate.name == NATIVE and is_untouched(problem) and not waiting:
+    if candidate.name == NATIVE and is_untouched(problem) and not waiting and not settings.gradients:
         known[key] = None
         return None
     low, high = padding_pair(arguments["padding"])
     crop = cropped(input.shape, low, high)[0] if min(*low, *high) < 0 else None
-    run = _adapted(candidate.build(problem), dtype, crop, mixed=input.dtype != weight.dtype)
+    run = candidate.build(problem)
+    if settings.gradients:
+        run = _with_gradients(run, candidate.name == NATIVE, problem, settings, device)
+    run = _adapted(run, dtype, crop, mixed=input.dtype != weight.dtype)
     known[key] = _provisional(run, key) if waiting else run
     return run
+
+
+def _with_gradients(
+    run: Convolution, is_native: bool, problem: Problem, settings: Settings, device: mx.Device
+) -> Convolution:
+    """`run` with gradients that are decided when they are taken, under the settings of the call.
+
+    Where nothing is known of a gradient, that of another convolution than native is its own operations': they may have
+    been chosen because MLX has none or runs out of memory.
+    """
+    asked = {kind: replace(problem, kind=kind) for kind in (Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)}
+    where = repr(device)
+
+    def gradient_of(kind: Kind) -> Convolution:
+        key = (asked[kind], settings, where)
+        gradient = known.get(key)
+        if gradient is None:
+            unmeasured = None if is_native else by_vjp(run, asked[kind])
+            gradient = known[key] = _decide_gradient(asked[kind], settings, device, key, unmeasured)
+        else:
+            hit()
+        return gradient
+
+    return differentiable(run, gradient_of)
+
+
+def _decide_gradient(
+    problem: Problem, settings: Settings, device: mx.Device, key: object, unmeasured: Convolution | None
+) -> Convolution:
+    """Decide what computes a gradient; `unmeasured`, if there is one, where nothing is known of it."""
+    from autoconv.dispatch import dispatcher  # imports what only a first call needs
+
+    decided = dispatcher().decide(problem, settings, device)
+    if decided.source is Source.NATIVE and unmeasured is not None:
+        run = unmeasured
+    else:
+        run = dispatcher().candidate(decided, problem, device).build(problem)
+
+    def on_device(first: mx.array, second: mx.array, /) -> mx.array:
+        """On the convolution's device, whichever is the default where the gradient is taken."""
+        if mx.default_device() == device:
+            return run(first, second)
+        with mx.stream(device):
+            return run(first, second)
+
+    waiting = problem.addressable and _for_want_of_time(decided, settings)
+    return _provisional(on_device, key) if waiting else on_device
 
 
 def promoted(first: mx.Dtype, second: mx.Dtype) -> mx.Dtype | None:
@@ -174,10 +228,10 @@ def _provisional(run: Convolution, key: object) -> Convolution:
     wait = _waits[key] = min(MAX_RETRY_S, 2 * _waits.get(key, RETRY_S / 2))
     until = time.monotonic() + wait
 
-    def provisional(input: mx.array, weight: mx.array, /) -> mx.array:
+    def provisional(first: mx.array, second: mx.array, /) -> mx.array:
         if time.monotonic() > until:
             known.pop(key, None)
-        return run(input, weight)
+        return run(first, second)
 
     return provisional
 
@@ -194,6 +248,19 @@ _settings.on_configure.append(forget)
 def hits() -> int:
     """Calls so far whose shape was known."""
     return int(repr(_counter).removeprefix("count(").removesuffix(")"))  # a look that does not count
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return Kind(name)
+    except ValueError:
+        msg = f"kind must be one of {', '.join(Kind)}; got {name!r}"
+        raise ValueError(msg) from None
 
 
 def problem_of(

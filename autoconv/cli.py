@@ -147,6 +147,7 @@ def _demo(database: Path, as_json: bool) -> None:
     multiple=True,
     help="Time the layers in this dtype instead of their own; may be given more than once.",
 )
+@click.option("--gradients", is_flag=True, help="Time each layer's input gradient and weight gradient as well.")
 @_database_option
 @_json_option
 def sweep(
@@ -154,6 +155,7 @@ def sweep(
     pending: bool,
     max_gflop: float | None,
     dtype: Sequence[str],
+    gradients: bool,
     database: Path | None,
     as_json: bool,
 ) -> None:
@@ -177,7 +179,7 @@ def sweep(
     if max_gflop is not None and not max_gflop < math.inf:
         msg = "--max-gflop is a number of GFLOP"
         raise click.UsageError(msg)
-    layers = _layers(workloads, pending, chosen, max_gflop, dtype)
+    layers = _layers(workloads, pending, chosen, max_gflop, dtype, gradients)
     with stopping() as stop, _progress(len(layers), "sweeping") as advance:
         outcomes = run(layers, dispatcher(), chosen, device, stop=stop, tell=lambda o: advance(o.layer.network))
     if as_json:
@@ -192,7 +194,12 @@ def sweep(
 
 
 def _layers(
-    workloads: Sequence[str], pending: bool, chosen: Any, max_gflop: float | None, dtypes: Sequence[str]
+    workloads: Sequence[str],
+    pending: bool,
+    chosen: Any,
+    max_gflop: float | None,
+    dtypes: Sequence[str],
+    gradients: bool,
 ) -> list[Any]:
     """The layers to time: each problem once."""
     from dataclasses import replace
@@ -200,6 +207,7 @@ def _layers(
     from autoconv import environment
     from autoconv._backend import mx
     from autoconv.dispatch import dispatcher
+    from autoconv.problem import Kind
     from autoconv.sweep import Layer, packaged_workloads, read_workload
     from autoconv.sweep.runner import unique
 
@@ -207,6 +215,8 @@ def _layers(
     layers = [layer for name in workloads for layer in read_workload(packaged.get(name, Path(name)))]
     if dtypes:
         layers = [replace(la, problem=replace(la.problem, dtype=d)) for la in layers for d in dtypes]
+    if gradients:
+        layers = [replace(la, problem=replace(la.problem, kind=kind)) for la in layers for kind in Kind]
     if pending:
         store = dispatcher().store(chosen, strict=True)
         noted = store.pending(environment.of(mx.default_device()).id)
@@ -240,6 +250,13 @@ def _padding(ctx: click.Context, param: click.Parameter, value: str) -> tuple[An
 @click.option("--groups", type=int, default=1, show_default=True)
 @click.option("--flip", is_flag=True, help="Flip the kernel.")
 @click.option("--dtype", default="float32", show_default=True, help="float16, bfloat16, float32 or float64.")
+@click.option(
+    "--kind",
+    type=click.Choice(["forward", "input_gradient", "weight_gradient"]),
+    default="forward",
+    show_default=True,
+    help="The convolution, or one of its gradients.",
+)
 @click.option("--accuracy", help="native, strict, or the largest relative L2 error that passes.")
 @click.option("--memory-limit", help="Bytes that a candidate's workspace may take, such as 8GB.")
 @_database_option
@@ -253,7 +270,10 @@ def explain(
     as_json: bool,
     **arguments: Any,
 ) -> None:
-    """Show what computes a convolution here, and why: every candidate's time, error and memory. Times nothing."""
+    """Show what computes a convolution or a gradient of it here, and why. Times nothing.
+
+    Lists every candidate's time, error and memory.
+    """
     from autoconv import ops
     from autoconv.report import tables
 

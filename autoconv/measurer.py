@@ -15,7 +15,7 @@ from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, candidates
 from autoconv.environment import Environment
 from autoconv.errors import AutoconvError, DeviceLostError, StoreError, TuningError
-from autoconv.problem import Problem
+from autoconv.problem import Kind, Problem
 from autoconv.record import Record
 from autoconv.settings import Settings
 from autoconv.store import Qualification, Store
@@ -86,6 +86,9 @@ class Measurer:
                 store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
         with self._reasons(where, strict=strict):
             qualification = self._qualify(store, where, device, limit_s, strict=strict)
+            if problem.kind is not Kind.FORWARD:
+                left_s = limit_s - (self._clock() - start)
+                qualification = self._qualify(store, where, device, left_s, strict=strict, forward=qualification)
             self._require_room(problem, where, memory_bytes)
             plan = Plan(
                 accuracy=settings.accuracy,
@@ -98,32 +101,45 @@ class Measurer:
             )
             return self._tune(problem, device, store, plan)
 
-    def qualification(self, store: Store, where: Environment) -> Qualification | None:
-        """What is known of a device from its first run, None before that."""
-        known = self._qualifications.get(where.id)
+    def qualification(self, store: Store, where: Environment, *, gradients: bool = False) -> Qualification | None:
+        """What is known of a device from its first run, of convolutions or of gradients; None before that."""
+        key = _key(where, gradients)
+        known = self._qualifications.get(key)
         if known is None:
             with self._warn.tolerating(strict=False):
-                known = store.qualification(where.id, fingerprint(self._algorithms))
+                known = store.qualification(where.id, fingerprint(self._algorithms, gradients=gradients))
             if known is not None:
-                self._qualifications[where.id] = known
+                self._qualifications[key] = known
         return known
 
     def _qualify(
-        self, store: Store, where: Environment, device: mx.Device, limit_s: float, *, strict: bool
+        self,
+        store: Store,
+        where: Environment,
+        device: mx.Device,
+        limit_s: float,
+        *,
+        strict: bool,
+        forward: Qualification | None = None,
     ) -> Qualification:
-        """The device's qualification; goes on with it if it is not complete."""
-        known = self.qualification(store, where)
+        """The device's qualification, that of gradients where that of convolutions is given; goes on with it if it is
+        not complete.
+        """
+        gradients = forward is not None
+        known = self.qualification(store, where, gradients=gradients)
         if known is not None:
             return known
-        qualifier = self._qualifiers.get(where.id)
+        key = _key(where, gradients)
+        qualifier = self._qualifiers.get(key)
         if qualifier is None:
-            qualifier = self._qualifiers[where.id] = Qualifier(
+            qualifier = self._qualifiers[key] = Qualifier(
                 where,
                 device,
                 self._algorithms,
                 guard=functools.partial(noted, store, where),
                 crashed=functools.partial(ended_processes, store, where),
                 clock=self._clock,
+                forward=forward,
             )
         done = qualifier.advance(limit_s)
         if done is None:
@@ -131,7 +147,7 @@ class Measurer:
             raise TuningError(msg)
         for name, why in done.barred.items():
             self._warn(f"barred {where.id} {name}", f"{name} is not used on {where}: {why}")
-        self._qualifications[where.id] = done
+        self._qualifications[key] = done
         if not store.readonly:
             with self._warn.tolerating(strict=strict):
                 store.qualify(done)
@@ -158,7 +174,7 @@ class Measurer:
             raise
 
     def _require_room(self, problem: Problem, where: Environment, memory_bytes: float) -> None:
-        """Ask for room for the operands, a scaled copy of the input, each candidate's result and the largest workspace.
+        """Ask for room for the operands, a scaled copy of the first, each candidate's result and the largest workspace.
 
         Raises:
             TuningError: there is none now.
@@ -166,7 +182,8 @@ class Measurer:
         found = candidates(problem, where.backend, self._algorithms)
         workspaces = [c.cost(problem, where.backend).workspace_bytes for c in found]
         largest = max((w for w in workspaces if w <= memory_bytes), default=0)
-        needed = 2 * problem.input_bytes + problem.weight_bytes + (len(found) + 1) * problem.output_bytes + largest
+        first, second = problem.operand_bytes
+        needed = 2 * first + second + (len(found) + 1) * problem.result_bytes + largest
         free = environment.free_bytes(where)
         if needed > free:
             msg = f"timing needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
@@ -190,6 +207,10 @@ class Measurer:
         except (RuntimeError, ValueError, MemoryError) as error:
             msg = f"the bench failed: {' '.join(str(error).split())}"
             raise TuningError(msg) from error
+
+
+def _key(where: Environment, gradients: bool) -> str:
+    return f"{where.id} gradients" if gradients else where.id
 
 
 @contextlib.contextmanager

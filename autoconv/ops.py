@@ -7,7 +7,7 @@ from typing import Any
 
 from autoconv import settings as _settings
 from autoconv._backend import mx
-from autoconv._calls import Stream, call, changed, device_key, forget, hit, hits, known, on, problem_of
+from autoconv._calls import Stream, call, changed, device_key, forget, hit, hits, kind_of, known, on, problem_of
 from autoconv.decision import Source
 from autoconv.problem import IntOrInts, Padding
 from autoconv.report.explanation import Explanation
@@ -204,10 +204,11 @@ def tune(
     input_dilation: IntOrInts = 1,
     flip: bool = False,
     dtype: str | None = None,
+    kind: str = "forward",
     stream: Stream = None,
     **changes: Any,
 ) -> Explanation:
-    """Time a convolution now, whatever is known of it, and keep what was measured.
+    """Time a convolution or a gradient of it now, whatever is known of it, and keep what was measured.
 
     Only shapes and dtype matter: the operands that are timed are random.
 
@@ -221,6 +222,8 @@ def tune(
         input_dilation: As in `conv_general`. Default: `1`.
         flip: As in `conv_general`. Default: `False`.
         dtype: Name of the dtype. Default: that of the arrays, `"float32"` for shapes.
+        kind: `"forward"`, or `"input_gradient"` or `"weight_gradient"` for a gradient of this convolution.
+            Default: `"forward"`.
         stream: Stream or device. Default: the default device.
         changes: Settings for this measurement alone (see `configure`).
 
@@ -245,6 +248,7 @@ def tune(
         input_dilation=input_dilation,
         groups=groups,
         flip=flip,
+        kind=kind_of(kind),
     )
     settings, device = _under(stream, changes)
     try:
@@ -266,10 +270,11 @@ def explain(
     input_dilation: IntOrInts = 1,
     flip: bool = False,
     dtype: str | None = None,
+    kind: str = "forward",
     stream: Stream = None,
     **changes: Any,
 ) -> Explanation:
-    """What would compute a convolution, and why; times nothing.
+    """What would compute a convolution or a gradient of it, and why; times nothing.
 
     Args:
         input: Input array, or its shape `(N, D, H, W, C_in)`.
@@ -281,6 +286,8 @@ def explain(
         input_dilation: As in `conv_general`. Default: `1`.
         flip: As in `conv_general`. Default: `False`.
         dtype: Name of the dtype. Default: that of the arrays, `"float32"` for shapes.
+        kind: `"forward"`, or `"input_gradient"` or `"weight_gradient"` for a gradient of this convolution.
+            Default: `"forward"`.
         stream: Stream or device. Default: the default device.
         changes: Settings for this question alone (see `configure`).
 
@@ -302,6 +309,7 @@ def explain(
         input_dilation=input_dilation,
         groups=groups,
         flip=flip,
+        kind=kind_of(kind),
     )
     settings, device = _under(stream, changes)
     return dispatcher().explanation(problem, settings, device)

@@ -96,6 +96,14 @@ class Problem:
     Arguments that cannot act, such as a depth stride with one output frame, are kept as they are: they choose
     MLX's kernel.
 
+    A gradient is a problem of its own, with the shapes and arguments of the convolution that it is a gradient of:
+
+    | kind | operands | result |
+    | --- | --- | --- |
+    | forward | input, weight | as `output_shape` |
+    | input gradient | cotangent as `output_shape`, weight | as `input_shape` |
+    | weight gradient | input, cotangent as `output_shape` | as `weight_shape` |
+
     Attributes:
         input_shape: `(N, D, H, W, C_in)`.
         weight_shape: `(C_out, KD, KH, KW, C_in / groups)`.
@@ -276,9 +284,30 @@ class Problem:
         ]
         return (self.input_shape[0], sizes[0], sizes[1], sizes[2], self.weight_shape[0])
 
+    @property
+    def operand_shapes(self) -> tuple[Shape5, Shape5]:
+        """Shapes of the two arrays that it is computed from (see the table above)."""
+        if self.kind is Kind.INPUT_GRADIENT:
+            return self.output_shape, self.weight_shape
+        if self.kind is Kind.WEIGHT_GRADIENT:
+            return self.input_shape, self.output_shape
+        return self.input_shape, self.weight_shape
+
+    @property
+    def result_shape(self) -> Shape5:
+        """Shape of what it computes (see the table above)."""
+        if self.kind is Kind.INPUT_GRADIENT:
+            return self.input_shape
+        if self.kind is Kind.WEIGHT_GRADIENT:
+            return self.weight_shape
+        return self.output_shape
+
     @cached_property
     def flops(self) -> int:
-        """Floating-point operations of the direct convolution, a multiply-add counted as two, padding included."""
+        """Floating-point operations of the direct convolution, a multiply-add counted as two, padding included.
+
+        Each gradient multiplies the very same pairs of numbers.
+        """
         return 2 * math.prod(self.output_shape) * math.prod(self.weight_shape[1:])
 
     @property
@@ -302,8 +331,19 @@ class Problem:
         return math.prod(self.output_shape) * self.item_bytes
 
     @property
+    def operand_bytes(self) -> tuple[int, int]:
+        """Bytes of each operand."""
+        first, second = self.operand_shapes
+        return math.prod(first) * self.item_bytes, math.prod(second) * self.item_bytes
+
+    @property
+    def result_bytes(self) -> int:
+        """Bytes of the result."""
+        return math.prod(self.result_shape) * self.item_bytes
+
+    @property
     def bytes(self) -> int:
-        """The fewest bytes that must move: input and weight read once, output written once."""
+        """The fewest bytes that must move: both operands read once, the result written once."""
         return self.input_bytes + self.weight_bytes + self.output_bytes
 
     @property

@@ -12,6 +12,7 @@ default. Variables are read once, when a setting is first needed, and nowhere el
 | `stall` | `AUTOCONV_STALL` | seconds of timing inside calls, and a share of the process's age: `2+5%` (default) |
 | `database` | `AUTOCONV_DATABASE` | file of the user's own database; by default in the user's data directory |
 | `readonly` | | whether the database is only read |
+| `gradients` | `AUTOCONV_GRADIENTS` | `1` or `0` (default): whether gradients are decided like convolutions |
 | | `AUTOCONV_LOG` | level of the logger `autoconv`, such as `DEBUG`; nothing is printed by default |
 """
 
@@ -76,6 +77,8 @@ class Settings:
         stall: How long timing inside calls may take in all, under `auto`.
         database: The user's own database; None for the one in the user's data directory.
         readonly: Whether the database is only read.
+        gradients: Whether gradients are problems of their own, decided like convolutions. Else they are those of the
+            operations that the forward pass was made of.
     """
 
     policy: Policy = Policy.AUTO
@@ -85,6 +88,7 @@ class Settings:
     stall: Stall = field(default_factory=Stall)
     database: Path | None = None
     readonly: bool = False
+    gradients: bool = False
 
 
 def _policy(value: object) -> Policy:
@@ -172,6 +176,14 @@ def _readonly(value: object) -> bool:
     return value
 
 
+def _gradients(value: object) -> bool:
+    found = {"1": True, "true": True, "0": False, "false": False}.get(str(value).lower())
+    if found is None or not isinstance(value, (bool, str)):
+        msg = f"gradients must be True or False, in a variable 1 or 0; got {value!r}"
+        raise SettingsError(msg)
+    return found
+
+
 _PARSERS: dict[str, Callable[[object], Any]] = {
     "policy": _policy,
     "accuracy": _accuracy,
@@ -180,6 +192,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "stall": _stall,
     "database": _database,
     "readonly": _readonly,
+    "gradients": _gradients,
 }
 
 VARIABLES = {
@@ -189,6 +202,7 @@ VARIABLES = {
     "AUTOCONV_BUDGET_MS": "budget_ms",
     "AUTOCONV_STALL": "stall",
     "AUTOCONV_DATABASE": "database",
+    "AUTOCONV_GRADIENTS": "gradients",
 }
 """The environment variable of each setting that has one."""
 
@@ -286,6 +300,7 @@ class Changes(TypedDict, total=False):
     stall: str | float | Stall
     database: str | os.PathLike[str] | None
     readonly: bool
+    gradients: bool
 
 
 def configure(**changes: Unpack[Changes]) -> None:
@@ -301,6 +316,8 @@ def configure(**changes: Unpack[Changes]) -> None:
             Default: `"2+5%"`.
         database: File of the user's own database. Default: `autoconv.db` in the user's data directory.
         readonly: Whether the database is only read. Default: `False`.
+        gradients: Whether gradients are timed and decided like convolutions, for training. Convolutions are then
+            custom functions, which `mx.export_function` refuses. Default: `False`.
 
     Raises:
         SettingsError: a setting that there is not, or a value that it cannot have; nothing is changed.

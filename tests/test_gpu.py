@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import pytest
 
 import autoconv
 from autoconv import accuracy, environment
 from autoconv.algorithms import algorithms, candidates
-from autoconv.problem import Problem
+from autoconv.problem import Kind, Problem
 from autoconv.record import Status
 from autoconv.tuning.bench import DeviceBench
 from autoconv.tuning.qualification import Qualifier
@@ -32,19 +34,16 @@ def test_every_algorithm_qualifies() -> None:
     assert found is not None
     assert found.barred == {}
     assert all(rate > 0 for rate in found.ceilings.values())
+    gradients = Qualifier(environment.of(device), device, algorithms(), forward=found).advance()
+    assert gradients is not None
+    assert gradients.barred == {}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("problem", REAL, ids=str)
-def test_every_candidate_is_about_as_accurate_as_native(problem: Problem, dtype: str) -> None:
-    problem = Problem.parse(
-        problem.input_shape,
-        problem.weight_shape,
-        dtype,
-        stride=problem.stride,
-        padding=(problem.padding_low, problem.padding_high),
-        dilation=problem.dilation,
-    )
+@pytest.mark.parametrize("kind", list(Kind))
+def test_every_candidate_is_about_as_accurate_as_native(problem: Problem, dtype: str, kind: Kind) -> None:
+    problem = replace(problem, dtype=dtype, kind=kind)
     device = mx.default_device()
     bench = DeviceBench(problem, device)
     found = {c.name: bench.verify(c) for c in candidates(problem, environment.of(device).backend)}

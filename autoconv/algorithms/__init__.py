@@ -1,4 +1,4 @@
-"""Ways to compute a convolution, one file each.
+"""Ways to compute a convolution and its gradients, one file each.
 
 An algorithm is a module of this package whose name does not begin with an underscore and that has a constant
 `ALGORITHM`. Adding one touches no other file.
@@ -10,8 +10,9 @@ import functools
 import importlib
 import pkgutil
 
+from autoconv.algorithms._adjoint import adjoint
 from autoconv.algorithms._algorithm import Algorithm, Candidate, Convolution
-from autoconv.problem import Problem
+from autoconv.problem import Kind, Problem
 
 __all__ = ["Algorithm", "Candidate", "Convolution", "algorithms", "candidates", "find"]
 
@@ -35,9 +36,16 @@ def candidates(problem: Problem, backend: str, among: tuple[Algorithm, ...] | No
         backend: `"metal"`, `"cuda"` or `"cpu"`.
         among: The algorithms to take them from. Default: all.
     """
+    known = algorithms() if among is None else among
+    if problem.kind is Kind.INPUT_GRADIENT:
+        found = adjoint(problem)
+        if found is None:  # no output sees the input, and zeros need no algorithm
+            return tuple(Candidate(a) for a in known if a.name == "native")
+        return candidates(found.problem, backend, known)
     return tuple(
         Candidate(algorithm, tuple(sorted(parameters.items())))
-        for algorithm in (algorithms() if among is None else among)
+        for algorithm in known
+        if problem.kind in algorithm.kinds
         for parameters in algorithm.parameters(problem, backend)
     )
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from autoconv._backend import mx
-from autoconv.problem import Problem
+from autoconv.algorithms._adjoint import adjoint, adjoint_convolution
+from autoconv.problem import Kind, Problem
 
 Parameters: TypeAlias = Mapping[str, str | int]
 
 
 class Convolution(Protocol):
-    """A convolution ready to run: lazy, built of public MLX operations alone."""
+    """A convolution or one of its gradients ready to run: lazy, built of public MLX operations alone."""
 
-    def __call__(self, input: mx.array, weight: mx.array, /) -> mx.array:
-        """`(N, OD, OH, OW, C_out)` from `(N, D, H, W, C_in)` and `(C_out, KD, KH, KW, C_in / groups)`.
+    def __call__(self, first: mx.array, second: mx.array, /) -> mx.array:
+        """`(N, OD, OH, OW, C_out)` from `(N, D, H, W, C_in)` and `(C_out, KD, KH, KW, C_in / groups)`; for a gradient
+        the problem's `result_shape` from its `operand_shapes`.
 
         Both have the problem's shape and dtype; the operations go to the default stream.
         """
@@ -61,7 +63,10 @@ def _everywhere(_problem: Problem, _backend: str) -> Iterable[Parameters]:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A way to compute a convolution.
+    """A way to compute a convolution, its weight gradient, or both.
+
+    One that computes convolutions computes input gradients as well, without knowing it: an input gradient is a
+    convolution of the cotangent (see `_adjoint`), which is handed to it as any other.
 
     Attributes:
         name: What records call it.
@@ -70,6 +75,7 @@ class Algorithm:
         build: `build(problem, **parameters)` is the convolution ready to run.
         cost: `cost(problem, backend, **parameters)` is what it needs.
         parameters: `parameters(problem, backend)` are those worth trying; none where it does not apply.
+        kinds: What it computes, of `Kind.FORWARD` and `Kind.WEIGHT_GRADIENT`; it meets no problem of another kind.
     """
 
     name: str
@@ -78,6 +84,7 @@ class Algorithm:
     build: Callable[..., Convolution]
     cost: Callable[..., Cost]
     parameters: Callable[[Problem, str], Iterable[Parameters]] = _everywhere
+    kinds: frozenset[Kind] = frozenset({Kind.FORWARD})
 
 
 @dataclass(frozen=True)
@@ -104,10 +111,31 @@ class Candidate:
 
     def build(self, problem: Problem) -> Convolution:
         """The convolution ready to run; every size is worked out here, so that a call only adds operations."""
+        if problem.kind is Kind.INPUT_GRADIENT:
+            return adjoint_convolution(problem, self.build)
         arguments: dict[str, Any] = dict(self.items)
         return self.algorithm.build(problem, **arguments)
 
     def cost(self, problem: Problem, backend: str) -> Cost:
         """What it needs on a backend."""
+        if problem.kind is Kind.INPUT_GRADIENT:
+            return self._cost_of_input_gradient(problem, backend)
         arguments: dict[str, Any] = dict(self.items)
         return self.algorithm.cost(problem, backend, **arguments)
+
+    def _cost_of_input_gradient(self, problem: Problem, backend: str) -> Cost:
+        """That of the convolution of the cotangent, and of transposing the weight.
+
+        The zeros that a stride leaves between the cotangent's elements in H and W are not counted as work: MLX's
+        kernels can step over them.
+        """
+        found = adjoint(problem)
+        if found is None:
+            return Cost(0, problem.result_bytes, 0)
+        cost, apart = self.cost(found.problem, backend), problem.stride[1] * problem.stride[2]
+        copy = found.problem.input_bytes if found.cuts else 0
+        return Cost(
+            cost.flops // apart,
+            cost.bytes + 2 * problem.weight_bytes + 2 * copy,
+            cost.workspace_bytes + problem.weight_bytes + copy,
+        )

@@ -122,24 +122,34 @@ def tap_frames(input: mx.array, tap: Tap, start: int, stop: int, step: int) -> m
 
 
 def flipped(problem: Problem) -> Callable[[mx.array], mx.array]:
-    """The weight as a cross-correlation takes it.
+    """The weight as `flat_convolution` takes it.
 
     Flipping the weight, which is small, rather than asking MLX for a flipped convolution: a flipped 2D convolution
-    never takes MLX's Winograd.
+    never takes MLX's Winograd. Under an input dilation in H or W none does, and only a flipped one is cuDNN's
+    backward-data on CUDA, where MLX would unfold else; so there the depth alone is flipped.
     """
     if not problem.flip:
         return lambda weight: weight
+    if _flips_2d(problem):
+        return lambda weight: weight[:, ::-1]
     return lambda weight: weight[:, ::-1, ::-1, ::-1]
 
 
+def _flips_2d(problem: Problem) -> bool:
+    return problem.flip and max(problem.input_dilation[1:]) > 1
+
+
 def flat_convolution(problem: Problem) -> FlatConvolution:
-    """The problem's spatial axes as a 2D convolution of `(images, H, W, C)` with `(C_out, KH, KW, C / groups)`."""
+    """The problem's spatial axes as a 2D convolution of `(images, H, W, C)` with `(C_out, KH, KW, C / groups)`.
+
+    The weight is as `flipped` makes it.
+    """
     stride, dilation, input_dilation = problem.stride[1:], problem.dilation[1:], problem.input_dilation[1:]
     padding = (problem.padding_low[1:], problem.padding_high[1:])
-    groups = problem.groups
+    groups, flip = problem.groups, _flips_2d(problem)
 
     def run(images: mx.array, weight: mx.array) -> mx.array:
-        return conv_general(images, weight, stride, padding, dilation, input_dilation, groups)
+        return conv_general(images, weight, stride, padding, dilation, input_dilation, groups, flip)
 
     return run
 

@@ -1,11 +1,18 @@
-"""MLX's own 3D convolution, untouched."""
+"""MLX's own 3D convolution, untouched, and its own gradients.
+
+The input gradient is the very call of `conv_general` that MLX's vjp makes (see `_adjoint`). The weight gradient is
+MLX's vjp itself: it unfolds the input where the kernel is neither dilated, flipped nor grouped.
+"""
 
 from __future__ import annotations
 
+import math
+
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost
-from autoconv.algorithms._mlx import conv_general, metal_reads_past_end, unfolded_bytes
-from autoconv.problem import Problem
+from autoconv.algorithms._mlx import conv_general, metal_reads_past_end, unfolded_bytes, unfolds_on_cpu
+from autoconv.algorithms._weight_gradient import cut, seen
+from autoconv.problem import Kind, Problem, dilated
 
 
 def is_untouched(problem: Problem) -> bool:
@@ -14,6 +21,8 @@ def is_untouched(problem: Problem) -> bool:
 
 
 def _build(problem: Problem) -> Convolution:
+    if problem.kind is Kind.WEIGHT_GRADIENT:
+        return _build_weight_gradient(problem)
     stride, dilation, input_dilation = problem.stride, problem.dilation, problem.input_dilation
     padding = (problem.padding_low, problem.padding_high)
     groups, flip = problem.groups, problem.flip
@@ -35,6 +44,42 @@ def _build(problem: Problem) -> Convolution:
     return run_padded
 
 
+def _build_weight_gradient(problem: Problem) -> Convolution:
+    part, shape = seen(problem), problem.weight_shape
+    if part is None:
+        return lambda _input, cotangent: mx.zeros(shape, cotangent.dtype)
+    stride, dilation, spread = problem.stride, problem.dilation, problem.input_dilation
+    groups, flip, high, sizes = problem.groups, problem.flip, problem.padding_high, problem.input_shape[1:4]
+    if not weight_gradient_is_right(problem):
+        sizes, high = part.sizes, part.high
+    padding = (problem.padding_low, high)
+
+    def run(input: mx.array, cotangent: mx.array, /) -> mx.array:
+        def forward(weight: mx.array) -> mx.array:
+            return conv_general(cut(input, sizes), weight, stride, padding, dilation, spread, groups, flip)
+
+        # Only the weight's shape is used, and the convolution is never evaluated.
+        _, (gradient,) = mx.vjp(forward, [mx.zeros(shape, cotangent.dtype)], [cotangent])
+        return gradient
+
+    return run
+
+
+def weight_gradient_is_right(problem: Problem) -> bool:
+    """Whether MLX's own weight gradient is right.
+
+    It is not where the outputs end before the input does, and it would cut off the rest: under an input dilation, since
+    it cuts in elements of the undilated input, and where that is longer than the input.
+    """
+    part = seen(problem)
+    for axis, extent in enumerate(part.extents if part else ()):
+        size, spread = problem.input_shape[1 + axis], problem.input_dilation[axis]
+        rest = problem.padding_low[axis] + dilated(size, spread) - extent
+        if rest > 0 and (spread > 1 or rest > size):
+            return False
+    return True
+
+
 def workspace_3d(problem: Problem, backend: str) -> int:
     """Bytes of MLX's 3D convolution beyond its operands: on the CPU what it unfolds, on GPUs taken as none."""
     if backend != "cpu":
@@ -43,7 +88,20 @@ def workspace_3d(problem: Problem, backend: str) -> int:
 
 
 def _cost(problem: Problem, backend: str) -> Cost:
+    if problem.kind is Kind.WEIGHT_GRADIENT:
+        # MLX unfolds on every backend, but under a dilation, a flip or groups, where it convolves.
+        plain = not problem.flip and unfolds_on_cpu(problem.dilation, problem.input_dilation, problem.groups)
+        taps = math.prod(problem.weight_shape[1:4])
+        unfolded = math.prod(problem.output_shape[:4]) * taps * problem.input_shape[4] * problem.item_bytes * plain
+        return Cost(problem.flops, problem.bytes + 2 * unfolded, unfolded)
     return Cost(problem.flops, problem.bytes, workspace_3d(problem, backend))
 
 
-ALGORITHM = Algorithm(name="native", version=1, order=0, build=_build, cost=_cost)
+ALGORITHM = Algorithm(
+    name="native",
+    version=1,
+    order=0,
+    build=_build,
+    cost=_cost,
+    kinds=frozenset({Kind.FORWARD, Kind.WEIGHT_GRADIENT}),
+)

@@ -66,6 +66,7 @@ class Explanation:
         decision = self.decision
         return {
             "problem": self.problem.key,
+            "kind": str(self.problem.kind),
             "environment": {"id": self.environment.id, **self.environment.identity},
             "candidate": decision.candidate,
             "source": str(decision.source),

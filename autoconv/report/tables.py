@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from autoconv.problem import Kind
 from autoconv.sweep.runner import Ending, Outcome
 
 PLAIN_WIDTH = 200
@@ -50,6 +51,13 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
+def _gain_weighted(outcomes: Sequence[Outcome]) -> float | None:
+    """Count x native time over count x chosen time, of outcomes that have both."""
+    before = sum(o.layer.count * (o.native_us or 0.0) for o in outcomes)
+    after = sum(o.layer.count * (o.native_us or 0.0) / (o.speedup or 1.0) for o in outcomes)
+    return before / after if after else None
+
+
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Counts and gains of a sweep, as plain values.
 
@@ -57,15 +65,15 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     geometric mean of native's time over the chosen one's. Both leave out problems that native cannot do.
     """
     both = [o for o in outcomes if o.speedup is not None]
-    before = sum(o.layer.count * (o.native_us or 0.0) for o in both)
-    after = sum(o.layer.count * (o.native_us or 0.0) / (o.speedup or 1.0) for o in both)
+    kinds = sorted({o.layer.problem.kind for o in outcomes}, key=list(Kind).index)
     statuses = Counter((v.record.algorithm, str(v.status)) for o in outcomes if o.decision for v in o.decision.verdicts)
     return {
         "problems": len(outcomes),
         "endings": {str(e): n for e, n in Counter(o.ending for o in outcomes).items()},
         "winners": dict(Counter(o.decision.candidate for o in outcomes if o.decision).most_common()),
         "native_cannot": sum(o.decision is not None and o.native_us is None for o in outcomes),
-        "gain_weighted": before / after if after else None,
+        "gain_weighted": _gain_weighted(both),
+        "gain_by_kind": {str(k): _gain_weighted([o for o in both if o.layer.problem.kind is k]) for k in kinds},
         "gain_geometric": math.exp(statistics.fmean(math.log(o.speedup or 1.0) for o in both)) if both else None,
         "best_gain": max((o.speedup or 1.0 for o in both), default=None),
         "statuses": {f"{algorithm} {status}": n for (algorithm, status), n in sorted(statuses.items())},
@@ -98,6 +106,9 @@ def summary_lines(found: dict[str, Any]) -> list[str]:
             f"over native: {found['gain_weighted']:.2f}x time-weighted, {found['gain_geometric']:.2f}x geometric mean, "
             f"{found['best_gain']:.2f}x at most"
         )
+        if len(found["gain_by_kind"]) > 1:
+            gains = {kind.replace("_", " "): gain for kind, gain in found["gain_by_kind"].items() if gain}
+            lines.append("time-weighted: " + ", ".join(f"{kind} {gain:.2f}x" for kind, gain in gains.items()))
     if found["native_cannot"]:
         lines.append(f"{found['native_cannot']} that native cannot do")
     return lines
@@ -112,6 +123,7 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         "layer": layer.layer,
         "count": layer.count,
         "problem": layer.problem.key,
+        "kind": str(layer.problem.kind),
         "crop_of": layer.crop_of.key if layer.crop_of else None,
         "ending": str(outcome.ending),
         "why": outcome.why,
@@ -137,7 +149,13 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
 def failures(outcomes: Sequence[Outcome]) -> list[str]:
     """A line for each problem that was not timed or that no candidate does accurately."""
     bad = (Ending.NOT_TIMED, Ending.INACCURATE)
-    return [f"{o.ending}: {o.layer.network}, {o.layer.layer}: {o.why}" for o in outcomes if o.ending in bad]
+    return [f"{o.ending}: {o.layer.network}, {_named(o)}: {o.why}" for o in outcomes if o.ending in bad]
+
+
+def _named(outcome: Outcome) -> str:
+    """The layer's name, and which of its gradients."""
+    kind = outcome.layer.problem.kind
+    return outcome.layer.layer + ("" if kind is Kind.FORWARD else f" ({kind.replace('_', ' ')})")
 
 
 def _ms(time_us: float | None) -> str:

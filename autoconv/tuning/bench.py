@@ -84,16 +84,16 @@ class DeviceBench:
         self._entries: dict[Candidate, _Entry] = {}
         mx.synchronize(mx.default_stream(device))  # what the caller has under way is not to be timed
         with mx.stream(self._stream):
-            self._input, self._weight = make_operands(problem, seed)
-            self._reference = Reference(problem, self._input, self._weight)
+            self._first, self._second = make_operands(problem, seed)
+            self._reference = Reference(problem, self._first, self._second)
             mx.synchronize(self._stream)
 
     def verify(self, candidate: Candidate) -> Verdict:
         """Run a candidate for the first time, under float16 once more near the top of its range."""
         entry = self._entries[candidate] = _Entry(candidate.build(self._problem))
         with mx.stream(self._stream):
-            output = entry.run(self._input, self._weight)
-            if output.shape != self._problem.output_shape:
+            output = entry.run(self._first, self._second)
+            if output.shape != self._problem.result_shape:
                 return Verdict(float("inf"), f"the result has shape {output.shape}", 0.0)
             mx.eval(output)
             verdict = self._reference.check(output)
@@ -101,7 +101,7 @@ class DeviceBench:
             if verdict.wrong or scale == 1.0:
                 return verdict
             del output
-            large = self._reference.check(entry.run(self._input * scale, self._weight), scale)
+            large = self._reference.check(entry.run(self._first * scale, self._second), scale)
         wrong = large.wrong and f"near float16's range, {large.wrong}"
         return Verdict(max(verdict.error, large.error), wrong, verdict.peak)
 
@@ -109,17 +109,17 @@ class DeviceBench:
         """Seconds of one convolution, building its graph included."""
         entry = self._entries[candidate]
         entry.last = None  # its buffer may be used again, as between the layers of a network
-        run, input, weight = entry.run, self._input, self._weight
+        run, first, second = entry.run, self._first, self._second
         with mx.stream(self._stream):
             mx.synchronize(self._stream)
             start = self._clock()
-            output = run(input, weight)
+            output = run(first, second)
             for _ in range(repetitions - 1):
-                if weight.size <= input.size:
-                    weight = _linked(weight, output)
+                if second.size <= first.size:
+                    second = _linked(second, output)
                 else:
-                    input = _linked(input, output)
-                output = run(input, weight)
+                    first = _linked(first, output)
+                output = run(first, second)
             mx.eval(output)
             mx.synchronize(self._stream)
             elapsed = self._clock() - start

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from autoconv.algorithms import Algorithm, Candidate, candidates
 from autoconv.decision import NATIVE, ratio
 from autoconv.environment import Environment
 from autoconv.errors import DeviceLostError
-from autoconv.problem import Problem
+from autoconv.problem import Kind, Problem
 from autoconv.store.contract import Qualification
 from autoconv.tuning.bench import Bench, Clock, DeviceBench, timing_stream
 from autoconv.tuning.tuner import MIN_SAMPLE_S
@@ -35,7 +36,8 @@ PROBLEMS = (
     Problem.parse((1, 8, 5, 5, 16), (16, 5, 3, 3, 16), "float16", padding=2, flip=True),
     Problem.parse((1, 4, 6, 6, 32), (32, 3, 3, 3, 16), "float32", padding=1, groups=2),
 )
-"""Eight small problems that between them meet every argument; a few million operations each."""
+"""Eight small problems that between them meet every argument; a few million operations each. Gradients are qualified
+by both gradients of each."""
 
 PROBE_BYTES = 256 * 10**6
 """Most bytes that the probe of the ceilings takes."""
@@ -53,9 +55,17 @@ Benches = Callable[[Problem, mx.Device], Bench]
 Guard = Callable[[Problem, Candidate], AbstractContextManager[None]]
 
 
-def fingerprint(algorithms: Sequence[Algorithm]) -> str:
-    """Names and versions of the algorithms: with others, a device must be qualified again."""
-    return ",".join(sorted(f"{a.name}@{a.version}" for a in algorithms))
+GRADIENTS = (Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)
+
+
+def fingerprint(algorithms: Sequence[Algorithm], *, gradients: bool = False) -> str:
+    """Names and versions of the algorithms that are qualified: with others, a device must be qualified again.
+
+    Those of convolutions alone; with `gradients` all, marked as another qualification, since gradients are qualified
+    when the first one is timed: who never trains does not wait for that.
+    """
+    names = (f"{a.name}@{a.version}" for a in algorithms if gradients or Kind.FORWARD in a.kinds)
+    return ("gradients:" if gradients else "") + ",".join(sorted(names))
 
 
 class Qualifier:
@@ -69,6 +79,8 @@ class Qualifier:
         guard: Context in which a candidate runs on a problem; it sees `DeviceLostError`.
         crashed: The candidates that ended a process on a problem before.
         clock: Seconds.
+        forward: The qualification of convolutions, to go on to gradients: its noise and ceilings hold for them, and
+            whom it barred stays barred. Default: qualify convolutions.
     """
 
     def __init__(
@@ -81,7 +93,9 @@ class Qualifier:
         guard: Guard = lambda _problem, _candidate: nullcontext(),
         crashed: Callable[[Problem], Collection[str]] = lambda _problem: (),
         clock: Clock = time.perf_counter,
+        forward: Qualification | None = None,
     ) -> None:
+        self._forward = forward
         self._environment = environment
         self._device = device
         self._algorithms = tuple(algorithms)
@@ -89,21 +103,25 @@ class Qualifier:
         self._guard = guard
         self._crashed = crashed
         self._clock = clock
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, str] = dict(forward.barred) if forward else {}
         self._native_errors: dict[str, float] = {}
         self._ran: set[tuple[str, str]] = set()
         self._beats: list[float] = []
-        self._ceilings: dict[str, float] = {}
-        self._steps: list[Callable[[], None]] = [
-            *(
-                functools.partial(self._try, problem, candidate)
-                for problem in PROBLEMS
-                for candidate in candidates(problem, environment.backend, self._algorithms)
-                if not (candidate.name == NATIVE and problem.groups > 1)  # MLX has none
-            ),
+        self._ceilings: dict[str, float] = dict(forward.ceilings) if forward else {}
+        probes: list[Callable[[], None]] = [
             *(functools.partial(self._probe_matmul, dtype) for dtype in DTYPES),
             self._probe_copy,
             self._probe_launch,
+        ]
+        self._steps: list[Callable[[], None]] = [
+            *(
+                functools.partial(self._try, problem, candidate)
+                for kind in (GRADIENTS if forward else (Kind.FORWARD,))
+                for problem in (replace(problem, kind=kind) for problem in PROBLEMS)
+                for candidate in candidates(problem, environment.backend, self._algorithms)
+                if not (candidate.name == NATIVE and problem.groups > 1)  # MLX has none
+            ),
+            *([] if forward else probes),
         ]
 
     def advance(self, seconds: float = math.inf) -> Qualification | None:
@@ -119,13 +137,18 @@ class Qualifier:
             self._steps.pop(0)()
         return Qualification(
             environment=self._environment.id,
-            fingerprint=fingerprint(self._algorithms),
+            fingerprint=fingerprint(self._algorithms, gradients=self._forward is not None),
             passed=frozenset(pair for pair in self._ran if pair[0] not in self._failed),
             barred=dict(self._failed),
-            noise=float(np.quantile(self._beats, 0.95)) if self._beats else 0.0,
+            noise=self._noise(),
             ceilings=dict(self._ceilings),
             created=time.time(),
         )
+
+    def _noise(self) -> float:
+        if self._forward is not None:
+            return self._forward.noise
+        return float(np.quantile(self._beats, 0.95)) if self._beats else 0.0
 
     def _try(self, problem: Problem, candidate: Candidate) -> None:
         """Verify a candidate on one problem; native is also timed against itself."""
@@ -160,7 +183,8 @@ class Qualifier:
         if not verdict.wrong:
             known = self._native_errors.get(problem.dtype, 0.0)
             self._native_errors[problem.dtype] = max(known, verdict.error)
-        self._beats += self._against_itself(bench, candidate)
+        if self._forward is None:
+            self._beats += self._against_itself(bench, candidate)
 
     def _fail(self, name: str, problem: Problem, why: str) -> None:
         if name not in self._failed:

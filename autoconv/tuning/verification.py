@@ -2,20 +2,25 @@
 
 The reference gathers the input patches of a few positions and multiplies them in NumPy, so it costs the same at any
 size and shares nothing with what it checks: no convolution of MLX, no index arithmetic of a kernel.
+
+An input gradient is checked likewise: at sampled positions of the input, by the outputs that see them. A weight
+gradient is a sum over all outputs, so that each of its values costs a pass over one channel of the input and one of the
+cotangent: it is checked at few taps and channels, fewer where there are more outputs (`MAX_TERMS`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from autoconv._backend import mx
-from autoconv.problem import Problem
+from autoconv.problem import Kind, Problem, Shape5
 
 POSITIONS = 32
 """Output positions that are checked, corners and the last element first."""
@@ -26,8 +31,25 @@ CHANNELS = 32
 OUTLIER_SHARE = 1e-3
 OUTLIER_SCALE = 30.0
 
+GRADIENT_CHANNELS = 4
+"""Channels on either side that a weight gradient is checked at."""
+
+MAX_TERMS = 2 * 10**8
+"""Products that checking a weight gradient takes at most, four taps apart: about half a second in NumPy."""
+
+MAX_TAPS, MIN_TAPS = 27, 4
+
+BLOCK = 2**18
+"""Positions whose products are summed at a time."""
+
+LEAST_SCALE = 2.0**-8
+"""Least size of a cotangent's values: smaller ones would be subnormal in float16."""
+
 STRAY = 30.0
 """How many times the usual error a single value may be off."""
+
+ROUNDING = {"bfloat16": 1e-2}
+"""What a single value may be off by its rounding, elsewhere a thousandth: of two values one may happen to be exact."""
 
 HALF_PEAK = 2.0**14
 """Peak of the output in the second run of float16, a quarter of its largest number."""
@@ -52,26 +74,56 @@ class Verdict:
 
 
 def make_operands(problem: Problem, seed: int = 0) -> tuple[mx.array, mx.array]:
-    """Random input and weight of a problem, evaluated; nothing is drawn from the global random state.
+    """Random operands of a problem, evaluated; nothing is drawn from the global random state.
 
-    One input value in a thousand is thirty times larger than the others. The weight is scaled so that the output's
-    values are about 1.
+    One value in a thousand of the first is thirty times larger than the others. The second is scaled so that the
+    result's values are about 1. For a weight gradient, whose every value is a sum over all positions, the first and
+    the last position of both are larger as well, so that a sum without them is seen to be wrong.
     """
     dtype = getattr(mx, problem.dtype)
-    first, second = mx.random.key(2 * seed), mx.random.key(2 * seed + 1)
-    flat = mx.random.uniform(-1, 1, problem.input_shape, mx.float32, key=first)
+    keys = mx.random.key(2 * seed), mx.random.key(2 * seed + 1)
+    first_shape, second_shape = problem.operand_shapes
+    flat = mx.random.uniform(-1, 1, first_shape, mx.float32, key=keys[0])
     outlier = mx.abs(flat) > 1 - OUTLIER_SHARE
-    input = mx.where(outlier, flat * OUTLIER_SCALE, flat).astype(dtype)
-    fan_in = math.prod(problem.weight_shape[1:])
-    scale = 1 / math.sqrt(fan_in * (1 + OUTLIER_SHARE * OUTLIER_SCALE**2) / 3)
-    weight = mx.random.uniform(-scale, scale, problem.weight_shape, mx.float32, key=second).astype(dtype)
-    mx.eval(input, weight)
-    return input, weight
+    first = mx.where(outlier, flat * OUTLIER_SCALE, flat)
+    scale = 1 / math.sqrt(_fan_in(problem) * (1 + OUTLIER_SHARE * OUTLIER_SCALE**2) / 3)
+    if problem.kind is Kind.WEIGHT_GRADIENT:
+        scale = max(scale, LEAST_SCALE)
+    second = mx.random.uniform(-scale, scale, second_shape, mx.float32, key=keys[1])
+    if problem.kind is Kind.WEIGHT_GRADIENT:
+        # About as large as all other products together.
+        large = min(OUTLIER_SCALE, _fan_in(problem) ** 0.25)
+        first, second = _with_large_ends(first, large), _with_large_ends(second, large)
+    operands = first.astype(dtype), second.astype(dtype)
+    mx.eval(operands)
+    return operands
+
+
+def _fan_in(problem: Problem) -> int:
+    """About how many products a value of the result is the sum of."""
+    if problem.kind is Kind.INPUT_GRADIENT:
+        products = math.prod(problem.weight_shape[:4]) // problem.groups
+        return max(1, products // math.prod(problem.stride))
+    if problem.kind is Kind.WEIGHT_GRADIENT:
+        return math.prod(problem.output_shape[:4])
+    return math.prod(problem.weight_shape[1:])
+
+
+def _with_large_ends(array: mx.array, scale: float) -> mx.array:
+    """The array with all channels of its first and last position so much larger."""
+    shape, rows = array.shape, mx.reshape(array, (-1, array.shape[-1]))
+    parts = [rows[:1] * scale, rows[1:-1], rows[-1:] * scale] if rows.shape[0] > 1 else [rows]
+    return mx.reshape(mx.concatenate(parts), shape)
 
 
 def sample_positions(problem: Problem, count: int = POSITIONS) -> list[Position]:
-    """Output positions `(n, d, h, w)`: the last element, the corners, then random ones, always the same."""
-    sizes = problem.output_shape[:4]
+    """Positions `(n, d, h, w)` of a convolution's or an input gradient's result: the last element, the corners, then
+    random ones, always the same.
+    """
+    return _sample(problem.result_shape[:4], count)
+
+
+def _sample(sizes: tuple[int, int, int, int], count: int) -> list[Position]:
     last: Position = (sizes[0] - 1, sizes[1] - 1, sizes[2] - 1, sizes[3] - 1)
     corners = itertools.product(*({0, size - 1} for size in sizes))
     found: dict[Position, None] = dict.fromkeys([last, *((n, d, h, w) for n, d, h, w in corners)])
@@ -85,8 +137,11 @@ def sample_positions(problem: Problem, count: int = POSITIONS) -> list[Position]
 
 
 def sample_channels(problem: Problem, count: int = CHANNELS) -> list[int]:
-    """Output channels: the first, the last, and random ones between, always the same."""
-    outputs = problem.weight_shape[0]
+    """The result's channels: the first, the last, and random ones between, always the same."""
+    return _sample_channels(problem.result_shape[4], count)
+
+
+def _sample_channels(outputs: int, count: int) -> list[int]:
     if outputs <= count:
         return list(range(outputs))
     between = np.random.default_rng(1).choice(np.arange(1, outputs - 1), count - 2, replace=False)
@@ -119,50 +174,204 @@ def _host(arrays: Iterable[mx.array]) -> list[Array]:
 
 
 class Reference:
-    """The exact result of a problem's convolution at sampled positions and channels, in float64.
+    """The exact result of a problem at sampled places, in float64.
 
     Attributes:
-        positions: Output positions `(n, d, h, w)`.
-        channels: Output channels.
-        values: `(positions, channels)`.
+        positions: Positions `(n, d, h, w)` of the result; for a weight gradient its taps, and `n` is 0.
+        channels: Channels of the result; for a weight gradient the channels of either side of each value.
+        values: `(positions, channels)`; for a weight gradient one row.
     """
 
-    def __init__(self, problem: Problem, input: mx.array, weight: mx.array) -> None:
-        self.positions = sample_positions(problem)
-        self.channels = sample_channels(problem)
-        group_in, group_out = problem.weight_shape[4], problem.weight_shape[0] // problem.groups
-        kernels = _host(weight[c] for c in self.channels)
-        if problem.flip:
-            kernels = [k[::-1, ::-1, ::-1] for k in kernels]
-        axes = [[_axis(problem, i, p[1 + i]) for i in range(3)] for p in self.positions]
-        patches = _host(input[p[0], d[1], h[1], w[1]] for p, (d, h, w) in zip(self.positions, axes, strict=True))
-        self.values = np.zeros((len(self.positions), len(self.channels)))
-        for row, (patch, (d, h, w)) in enumerate(zip(patches, axes, strict=True)):
-            for column, (channel, kernel) in enumerate(zip(self.channels, kernels, strict=True)):
-                first = channel // group_out * group_in
-                seen = patch if problem.groups == 1 else patch[..., first : first + group_in]
-                self.values[row, column] = np.vdot(seen, kernel[d[0], h[0], w[0]])
+    def __init__(self, problem: Problem, first: mx.array, second: mx.array) -> None:
+        self._kind = problem.kind
+        self._rounding = ROUNDING.get(problem.dtype, 1e-3)
+        if problem.kind is Kind.WEIGHT_GRADIENT:
+            self.positions, pairs = sample_taps(problem), _sample_pairs(problem)
+            self._pairs = pairs
+            self.channels = sorted({c for _, c in pairs})
+            # One row: a lone sum may happen to be near zero, and says nothing of how large an error is.
+            self.values = _weight_gradient(problem, first, second, self.positions, pairs).reshape(1, -1)
+            return
+        self.positions, self.channels = sample_positions(problem), sample_channels(problem)
+        of = _input_gradient if problem.kind is Kind.INPUT_GRADIENT else _convolution
+        self.values = of(problem, first, second, self.positions, self.channels)
 
-    def check(self, output: mx.array, scale: float = 1.0) -> Verdict:
-        """Compare an output with the reference.
+    def check(self, result: mx.array, scale: float = 1.0) -> Verdict:
+        """Compare a result with the reference.
 
         Args:
-            output: `(N, OD, OH, OW, C_out)`.
-            scale: Factor, a power of two, by which the input was larger than that of the reference.
+            result: Of the problem's `result_shape`.
+            scale: Factor, a power of two, by which the first operand was larger than that of the reference.
         """
-        rows = [output[n, d, h, w] for n, d, h, w in self.positions]
-        *found, peak = _host([*rows, mx.max(mx.abs(output))])
-        return judge(np.stack(found)[:, self.channels] / scale, self.values, float(peak))
+        peak = mx.max(mx.abs(result))
+        if self._kind is Kind.WEIGHT_GRADIENT:
+            taps = [result[:, d, h, w] for _, d, h, w in self.positions]
+            *found, top = _host([*taps, peak])
+            outputs, inputs = (list(side) for side in zip(*self._pairs, strict=True))
+            values = np.stack([tap[outputs, inputs] for tap in found]).reshape(1, -1)
+        else:
+            *found, top = _host([*(result[n, d, h, w] for n, d, h, w in self.positions), peak])
+            values = np.stack(found)[:, self.channels]
+        return judge(
+            values / scale, self.values, float(top), self._rounding, by_value=self._kind is Kind.WEIGHT_GRADIENT
+        )
 
 
-def judge(found: Array, exact: Array, peak: float = 1.0) -> Verdict:
+def _convolution(
+    problem: Problem, input: mx.array, weight: mx.array, positions: Sequence[Position], channels: Sequence[int]
+) -> Array:
+    group_in, group_out = problem.weight_shape[4], problem.weight_shape[0] // problem.groups
+    kernels = _host(weight[c] for c in channels)
+    if problem.flip:
+        kernels = [k[::-1, ::-1, ::-1] for k in kernels]
+    axes = [[_axis(problem, i, p[1 + i]) for i in range(3)] for p in positions]
+    patches = _host(input[p[0], d[1], h[1], w[1]] for p, (d, h, w) in zip(positions, axes, strict=True))
+    values = np.zeros((len(positions), len(channels)))
+    for row, (patch, (d, h, w)) in enumerate(zip(patches, axes, strict=True)):
+        for column, (channel, kernel) in enumerate(zip(channels, kernels, strict=True)):
+            first = channel // group_out * group_in
+            seen = patch if problem.groups == 1 else patch[..., first : first + group_in]
+            values[row, column] = np.vdot(seen, kernel[d[0], h[0], w[0]])
+    return values
+
+
+def _seen_by(problem: Problem, axis: int, element: int) -> tuple[list[int], list[int]]:
+    """(taps, outputs) of one axis through which an input element is seen."""
+    taps, outputs = [], []
+    for tap in range(problem.weight_shape[1 + axis]):
+        position = element * problem.input_dilation[axis] + problem.padding_low[axis] - tap * problem.dilation[axis]
+        output, remainder = divmod(position, problem.stride[axis])
+        if remainder == 0 and 0 <= output < problem.output_shape[1 + axis]:
+            taps.append(tap)
+            outputs.append(output)
+    return taps, outputs
+
+
+def _input_gradient(
+    problem: Problem, cotangent: mx.array, weight: mx.array, positions: Sequence[Position], channels: Sequence[int]
+) -> Array:
+    group_in, group_out = problem.weight_shape[4], problem.weight_shape[0] // problem.groups
+    firsts = [channel // group_in * group_out for channel in channels]
+    kernels = _host(
+        weight[first : first + group_out, ..., channel % group_in]
+        for first, channel in zip(firsts, channels, strict=True)
+    )
+    if problem.flip:
+        kernels = [k[:, ::-1, ::-1, ::-1] for k in kernels]
+    axes = [[_seen_by(problem, i, p[1 + i]) for i in range(3)] for p in positions]
+
+    def box(outputs: Sequence[int]) -> slice:
+        return slice(min(outputs, default=0), max(outputs, default=-1) + 1)
+
+    patches = _host(
+        cotangent[p[0], box(d[1]), box(h[1]), box(w[1])] for p, (d, h, w) in zip(positions, axes, strict=True)
+    )
+    values = np.zeros((len(positions), len(channels)))
+    for row, (patch, seen) in enumerate(zip(patches, axes, strict=True)):
+        if not patch.size:
+            continue
+        taps, places = np.ix_(*(t for t, _ in seen)), np.ix_(*([o - min(os) for o in os] for _, os in seen))
+        wanted = patch[places]
+        for column, (first, kernel) in enumerate(zip(firsts, kernels, strict=True)):
+            chosen = kernel[:, taps[0], taps[1], taps[2]]
+            values[row, column] = np.vdot(np.moveaxis(wanted[..., first : first + group_out], -1, 0), chosen)
+    return values
+
+
+def sample_taps(problem: Problem) -> list[Position]:
+    """Taps `(0, kd, kh, kw)` of a weight gradient: the last, those at the corners and the middle, then random ones.
+
+    As many as `MAX_TERMS` allows, but `MIN_TAPS`.
+    """
+    outputs = math.prod(problem.output_shape[:4])
+    count = max(MIN_TAPS, min(MAX_TAPS, MAX_TERMS // max(1, outputs * GRADIENT_CHANNELS**2)))
+    depth, height, width = problem.weight_shape[1:4]
+    middle: Position = (0, depth // 2, height // 2, width // 2)
+    sampled = _sample((1, depth, height, width), count)
+    return sampled if middle in sampled else [sampled[0], middle, *sampled[1 : count - 1]]
+
+
+def _sample_pairs(problem: Problem) -> list[tuple[int, int]]:
+    """(output channel, place in the weight's channels)."""
+    outputs = _sample_channels(problem.weight_shape[0], GRADIENT_CHANNELS)
+    return list(itertools.product(outputs, _sample_channels(problem.weight_shape[4], GRADIENT_CHANNELS)))
+
+
+def _weight_gradient(
+    problem: Problem,
+    input: mx.array,
+    cotangent: mx.array,
+    positions: Sequence[Position],
+    pairs: Sequence[tuple[int, int]],
+) -> Array:
+    """`(taps, pairs)`: the sampled channels come to the host in float32, and are summed in float64 block by block.
+
+    It holds four channels of each operand, padding and dilation of the input written out.
+    """
+    outputs, inputs = (sorted(set(side)) for side in zip(*pairs, strict=True))
+    group_in, group_out = problem.weight_shape[4], problem.weight_shape[0] // problem.groups
+    groups = sorted({o // group_out for o in outputs})
+    columns = [g * group_in + c for g in groups for c in inputs]
+    seen, wanted = (_columns(a, c) for a, c in ((input, columns), (cotangent, outputs)))
+    padded = _written_out(problem, seen)
+    values = np.zeros((len(positions), len(outputs), len(columns)))
+    for row, (_, *tap) in enumerate(positions):
+        window = padded[slice(None), *(_tap_window(problem, axis, k) for axis, k in enumerate(tap))]
+        for place in _blocks(problem.output_shape):
+            left, right = wanted[place].astype(np.float64), window[place].astype(np.float64)
+            values[row] += left.reshape(-1, len(outputs)).T @ right.reshape(-1, len(columns))
+    where = [(outputs.index(o), groups.index(o // group_out) * len(inputs) + inputs.index(c)) for o, c in pairs]
+    return np.stack([values[:, o, c] for o, c in where], axis=1)
+
+
+def _tap_window(problem: Problem, axis: int, tap: int) -> slice:
+    """What all outputs see of one axis of the padded input through a tap of the weight."""
+    place = problem.weight_shape[1 + axis] - 1 - tap if problem.flip else tap
+    first, stride = place * problem.dilation[axis], problem.stride[axis]
+    return slice(first, first + (problem.output_shape[1 + axis] - 1) * stride + 1, stride)
+
+
+def _columns(array: mx.array, channels: Sequence[int]) -> npt.NDArray[Any]:
+    """Some channels of an array on the host, one after another: a gather compiles a kernel first on CUDA."""
+    wide = array.dtype if array.dtype == mx.float64 else mx.float32
+    return np.stack([np.asarray(array[..., channel].astype(wide)) for channel in channels], axis=-1)
+
+
+def _written_out(problem: Problem, input: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The input with the zeros of its dilation and padding."""
+    batch, *sizes, channels = input.shape
+    lengths = [
+        low + max(0, (size - 1) * apart + 1) + high
+        for size, apart, low, high in zip(
+            sizes, problem.input_dilation, problem.padding_low, problem.padding_high, strict=True
+        )
+    ]
+    padded = np.zeros((batch, *lengths, channels), input.dtype)
+    places = (
+        slice(low, low + (size - 1) * apart + 1, apart)
+        for size, apart, low in zip(sizes, problem.input_dilation, problem.padding_low, strict=True)
+    )
+    padded[(slice(None), *places)] = input
+    return padded
+
+
+def _blocks(shape: Shape5) -> Iterator[tuple[slice, slice]]:
+    """Slices of N and D, of about `BLOCK` positions each."""
+    batch, depth, height, width, _ = shape
+    frames = max(1, BLOCK // max(1, height * width))
+    for image in range(batch):
+        for start in range(0, depth, frames):
+            yield slice(image, image + 1), slice(start, start + frames)
+
+
+def judge(found: Array, exact: Array, peak: float = 1.0, rounding: float = 1e-3, *, by_value: bool = False) -> Verdict:
     """Compare values, each row a position.
 
     A result is wrong if any value is not finite, or if a few are off by far more than the others: more than
-    `STRAY` times the root mean square of the errors without the largest fiftieth, plus a thousandth; or if many are:
-    one by more than a hundred times the median error plus a twentieth. All are relative to the root mean square of the
-    value's row. (Honest errors are up to 8 times as large as usual, since kernels of several precisions may share one
-    result: that was seen under TF32.)
+    `STRAY` times the root mean square of the errors without the largest fiftieth, plus `rounding`; or if many are:
+    one by more than a hundred times the median error plus a twentieth. All are relative to the root mean square of
+    the value's row, or with `by_value` to the value itself where that is larger. (Honest errors are up to 8 times as
+    large as usual, since kernels of several precisions may share one result: that was seen under TF32.)
     """
     if not (math.isfinite(peak) and np.isfinite(found).all()):
         return Verdict(math.inf, "the result is not finite", peak)
@@ -171,11 +380,12 @@ def judge(found: Array, exact: Array, peak: float = 1.0) -> Verdict:
     error = float(np.linalg.norm(difference)) / size if size else float(np.linalg.norm(difference))
     rows = np.sqrt(np.mean(exact**2, axis=1, keepdims=True))
     # A row that sees only padding is exactly zero, and so must the result be.
-    relative = difference / np.where(rows > 0, rows, 1.0)
-    ordered = np.sort(relative, axis=None)
-    worst = float(ordered[-1])
-    usual = float(np.sqrt(np.mean(ordered[: max(1, len(ordered) * 49 // 50)] ** 2)))
-    few, many = STRAY * usual + 1e-3, 100 * float(np.median(relative)) + 0.05
+    relative = difference / np.where(rows > 0, np.maximum(rows, np.abs(exact)) if by_value else rows, 1.0)
+    worst = float(relative.max())
+    # Exact zeros say nothing of how large honest errors are; under a stride an input gradient may be mostly those.
+    honest = np.sort(relative[exact != 0] if exact.any() else relative, axis=None)
+    usual = float(np.sqrt(np.mean(honest[: max(1, len(honest) * 49 // 50)] ** 2)))
+    few, many = STRAY * usual + rounding, 100 * float(np.median(honest)) + 0.05
     if worst > min(few, many) or error > 0.5:
         return Verdict(error, f"one value is off by {worst:.2g} of the output's size", peak)
     return Verdict(error, "", peak)
