@@ -46,4 +46,4 @@ def _cost(problem: Problem, backend: str) -> Cost:
     return Cost(problem.flops, problem.bytes, workspace_3d(problem, backend))
 
 
-ALGORITHM = Algorithm(name="native", version=1, order=0, build=_build, cost=_cost)
+ALGORITHM = Algorithm(name="native", version=1, order=0, build=_build, cost=_cost, one_call=True)
