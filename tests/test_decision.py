@@ -15,7 +15,7 @@ from replay import replayed
 
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, Convolution, algorithms, candidates
-from autoconv.decision import Decision, Limits, Source, _rank, choose, latest_run, ratio, speedup
+from autoconv.decision import Decision, Limits, Source, _rank, choose, ratio, runs, speedup
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
 from autoconv.tuning.bench import DeviceBench
@@ -288,7 +288,7 @@ def test_what_ended_a_process_is_remembered_beyond_its_run() -> None:
     crashed = failed("a", Status.CRASHED)
     old = [record("native", 10.0), crashed, record("b", 1.0)]
     new = [record("native", 10.0, run="second"), record("c", 5.0, run="second")]
-    assert crashed in latest_run([*old, *new])
+    assert crashed in next(runs([*old, *new]))
     found = pick(*old, *new)
     assert found.candidate == "c"
     assert state_of(found, "a") is Status.CRASHED

@@ -23,6 +23,7 @@ from replay import Benches, ReplayBench, Run, VirtualClock, nothing_is_timed, re
 from autoconv import device_lock, dispatch, environment, measurer, settings
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, algorithms
+from autoconv.algorithms import candidates as algorithm_candidates
 from autoconv.decision import Source
 from autoconv.dispatch import Dispatcher
 from autoconv.environment import Environment
@@ -76,7 +77,7 @@ def asked(policy: str = "auto", **changes: object) -> Settings:
 
 def dispatcher_over(
     store: Store,
-    bench: Callable[[Problem, mx.Device], Any] = nothing_is_timed,
+    bench: Callable[..., Any] = nothing_is_timed,
     among: Sequence[Algorithm] = REGISTRY,
 ) -> Dispatcher:
     clock = bench.clock if isinstance(bench, Benches) else VirtualClock()
@@ -397,7 +398,7 @@ def test_under_auto_other_threads_are_native_while_one_is_timing() -> None:
     timing, may_go_on = threading.Event(), threading.Event()
     found = []
 
-    def bench(problem: Problem, device: mx.Device) -> ReplayBench:
+    def bench(problem: Problem, device: mx.Device, **_: float) -> ReplayBench:
         timing.set()
         assert may_go_on.wait(60)
         return benches(problem, device)
@@ -593,17 +594,26 @@ def test_tune_refuses_a_database_that_is_only_read_before_it_times(shipped: Path
 HUGE = Problem.parse((1, 2048, 1024, 1024, 2), (2, 1, 1, 1, 2))
 
 
-def test_an_array_past_the_index_range_is_native_and_never_timed() -> None:
+def test_an_array_past_the_index_range_is_native_until_it_is_timed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     store = qualified()
     assert not HUGE.addressable
-    made = dispatcher_over(store)
-    for policy in POLICIES:
-        found = made.decide(HUGE, asked(policy), CPU)
+    for policy in ("predict", "record", "off"):
+        found = dispatcher_over(store).decide(HUGE, asked(policy), CPU)
         assert (found.candidate, found.source) == ("native", Source.NATIVE)
-    assert "2^31-1 elements" in made.decide(HUGE, asked("measure"), CPU).reason
-    with pytest.raises(TuningError, match="2\\^31-1 elements"):
-        made.tune(HUGE, asked(), CPU)
-    assert store.records(HERE.id, HUGE) == []
+    monkeypatch.setattr(environment, "free_bytes", lambda _: 10**12)
+    whole = [c for c in algorithm_candidates(HUGE, "cpu", REGISTRY, 6e8) if c.chunks]
+    assert [c.algorithm.name for c in whole] == ["native", "a", "b"]
+    names = [c.name for c in whole]
+    table = {**dict.fromkeys(names, Run((9 * MS,), error=1e-6)), names[1]: Run((3 * MS,), error=2e-6)}
+    benches = Benches(table)
+    found = dispatcher_over(store, benches).decide(HUGE, asked("measure"), CPU)
+    assert (found.candidate, found.source) == (names[1], Source.MEASURED)
+    assert benches.made[0][1].started() == names
+    states = {v.record.candidate: v.status for v in found.verdicts}
+    assert [states[name] for name in ("native", "a", "b")] == [Status.NOT_STARTED] * 3
+    again = dispatcher_over(store)
+    assert again.decide(HUGE, asked(), CPU).candidate == names[1]
+    assert again.candidate(again.decide(HUGE, asked(), CPU), HUGE, CPU).name == names[1]
 
 
 def test_a_device_that_died_is_not_timed_on_again() -> None:
@@ -629,7 +639,7 @@ def test_what_lost_the_device_is_not_tried_again_by_the_next_process(store: Stor
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("no"), MemoryError()])
 def test_operands_that_do_not_fit_are_a_reason_to_be_native(error: Exception) -> None:
-    def bench(problem: Problem, device: mx.Device) -> NoReturn:
+    def bench(problem: Problem, device: mx.Device, **_: float) -> NoReturn:
         raise error
 
     store = qualified()
@@ -687,7 +697,7 @@ benches = Benches({"native": Run(), "a": Run(), "b": Run()})
 class Deadly:
     def __getattr__(self, name):
         return getattr(self.bench, name)
-    def __init__(self, problem, device):
+    def __init__(self, problem, device, **_):
         self.bench = benches(problem, device)
     def verify(self, candidate):
         if candidate.name == "a":
@@ -809,7 +819,7 @@ def test_a_barred_algorithm_is_not_used_and_named_once(unqualified: Callable[...
 def test_a_device_that_dies_while_it_is_qualified_is_not_timed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
 
-    def bench(problem: Problem, device: mx.Device) -> ReplayBench:
+    def bench(problem: Problem, device: mx.Device, **_: float) -> ReplayBench:
         begun.append(problem)
         return ReplayBench({**A_WINS, "a": RuntimeError("illegal memory access")}, dies_with="a")
 
@@ -988,7 +998,7 @@ def test_a_real_device_is_qualified_timed_and_remembered(
 
 
 def test_what_can_never_be_timed_is_not_noted_for_later() -> None:
-    huge = Problem.parse((1, 86, 482, 834, 96), (3, 3, 3, 3, 96))
+    huge = Problem.parse((1, 2, 1, 1, 2**16), (2**15, 2, 1, 1, 2**16))  # its weight is what is too large
     store = qualified()
     for policy in ("auto", "measure", "record"):
         found = dispatcher_over(store).decide(huge, asked(policy), CPU)

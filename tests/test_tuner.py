@@ -418,15 +418,15 @@ def test_what_is_not_started_leaves_no_note() -> None:
 
 def test_a_record_says_where_it_comes_from() -> None:
     algorithm = replayed("a", version=7, workspace=123)
-    candidate = Candidate(algorithm, (("frames", 8), ("sum", "float32")))
+    candidate = Candidate(algorithm, (("parts", 8), ("sum", "float32")))
     field = (*contenders("native"), candidate)
     bench = ReplayBench({"native": steady(5), candidate.name: Run((4 * MS,), error=3e-7)})
     first = tune(PROBLEM, "somewhere", "cpu", field, bench, clock=bench.clock, now=lambda: 77.0)
     again = tune(PROBLEM, "somewhere", "cpu", field, bench, clock=bench.clock)
     record = first[1]
-    assert record.candidate == "a(frames=8,sum=float32)"
+    assert record.candidate == "a(parts=8,sum=float32)"
     assert (record.problem, record.environment) == (PROBLEM.key, "somewhere")
-    assert (record.algorithm, record.version, record.parameters) == ("a", 7, "frames=8,sum=float32")
+    assert (record.algorithm, record.version, record.parameters) == ("a", 7, "parts=8,sum=float32")
     assert (record.error, record.workspace_bytes, record.created) == (3e-7, 123, 77.0)
     assert record.library == __version__
     assert set(record.samples_us) == {4000.0}

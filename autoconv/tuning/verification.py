@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from autoconv._backend import mx
-from autoconv.problem import Problem
+from autoconv.problem import MAX_ELEMENTS, Problem
 
 POSITIONS = 32
 """Output positions that are checked, corners and the last element first."""
@@ -31,6 +31,13 @@ STRAY = 30.0
 
 HALF_PEAK = 2.0**14
 """Peak of the output in the second run of float16, a quarter of its largest number."""
+
+MAX_PART = 2**24
+MIN_PART = 2**18
+"""Most elements of an array that are made at once, whatever the memory limit, and least."""
+
+MADE_BYTES = 24
+"""Bytes that making one element takes: its bits, itself and a few copies in float32."""
 
 Position = tuple[int, int, int, int]
 Array = npt.NDArray[np.float64]
@@ -51,22 +58,58 @@ class Verdict:
     peak: float
 
 
-def make_operands(problem: Problem, seed: int = 0) -> tuple[mx.array, mx.array]:
+def make_operands(problem: Problem, seed: int = 0, memory_bytes: float = math.inf) -> tuple[mx.array, mx.array]:
     """Random input and weight of a problem, evaluated; nothing is drawn from the global random state.
 
     One input value in a thousand is thirty times larger than the others. The weight is scaled so that the output's
-    values are about 1.
+    values are about 1. Both are made by parts, so that what that takes beside them stays within `memory_bytes`, down to
+    some megabytes, and no kernel but the one that first fills an array gets more than 2^31-1 elements.
     """
-    dtype = getattr(mx, problem.dtype)
-    first, second = mx.random.key(2 * seed), mx.random.key(2 * seed + 1)
-    flat = mx.random.uniform(-1, 1, problem.input_shape, mx.float32, key=first)
-    outlier = mx.abs(flat) > 1 - OUTLIER_SHARE
-    input = mx.where(outlier, flat * OUTLIER_SCALE, flat).astype(dtype)
     fan_in = math.prod(problem.weight_shape[1:])
     scale = 1 / math.sqrt(fan_in * (1 + OUTLIER_SHARE * OUTLIER_SCALE**2) / 3)
-    weight = mx.random.uniform(-scale, scale, problem.weight_shape, mx.float32, key=second).astype(dtype)
-    mx.eval(input, weight)
+
+    def of_input(shape: Sequence[int], key: mx.array) -> mx.array:
+        flat = mx.random.uniform(-1, 1, shape, mx.float32, key=key)
+        return mx.where(mx.abs(flat) > 1 - OUTLIER_SHARE, flat * OUTLIER_SCALE, flat)
+
+    def of_weight(shape: Sequence[int], key: mx.array) -> mx.array:
+        return mx.random.uniform(-scale, scale, shape, mx.float32, key=key)
+
+    part = int(max(MIN_PART, min(MAX_PART, memory_bytes / MADE_BYTES)))
+    input = _made(of_input, problem.input_shape, problem.dtype, mx.random.key(2 * seed), part)
+    weight = _made(of_weight, problem.weight_shape, problem.dtype, mx.random.key(2 * seed + 1), part)
     return input, weight
+
+
+def _made(
+    make: Callable[[Sequence[int], mx.array], mx.array], shape: Sequence[int], dtype: str, key: mx.array, part: int
+) -> mx.array:
+    """An array made by parts of at most so many elements, each with a key of its own; evaluated."""
+    kind = getattr(mx, dtype)
+    blocks = list(blocks_of(shape, part))
+    if len(blocks) == 1:
+        whole = make(shape, key).astype(kind)
+        mx.eval(whole)
+        return whole
+    found = mx.zeros(shape, kind)
+    for block, own in zip(blocks, mx.random.split(key, len(blocks)), strict=True):
+        found[block] = make([len(range(*s.indices(n))) for s, n in zip(block, shape, strict=True)], own).astype(kind)
+        mx.eval(found)
+    return found
+
+
+def blocks_of(shape: Sequence[int], elements: int) -> Iterator[tuple[slice, ...]]:
+    """Slices that cut an array into blocks of at most so many elements, along its first axes, in order."""
+    inner = math.prod(shape[1:])
+    if not shape or inner * shape[0] <= elements:
+        yield tuple(slice(0, size) for size in shape)
+    elif inner <= elements:
+        step = elements // inner
+        for start in range(0, shape[0], step):
+            yield (slice(start, min(start + step, shape[0])), *(slice(0, size) for size in shape[1:]))
+    else:
+        for index, block in itertools.product(range(shape[0]), blocks_of(shape[1:], elements)):
+            yield (slice(index, index + 1), *block)
 
 
 def sample_positions(problem: Problem, count: int = POSITIONS) -> list[Position]:
@@ -151,8 +194,20 @@ class Reference:
             scale: Factor, a power of two, by which the input was larger than that of the reference.
         """
         rows = [output[n, d, h, w] for n, d, h, w in self.positions]
-        *found, peak = _host([*rows, mx.max(mx.abs(output))])
-        return judge(np.stack(found)[:, self.channels] / scale, self.values, float(peak))
+        found = _host(rows)
+        return judge(np.stack(found)[:, self.channels] / scale, self.values, _peak(output))
+
+
+def _peak(output: mx.array) -> float:
+    """Largest absolute value, not finite where one is not; without a copy, and by blocks where there are many elements.
+
+    Both ends are no number where an element is none.
+    """
+    ends = []
+    for block in blocks_of(output.shape, MAX_ELEMENTS):
+        part = output[block]
+        ends += [mx.max(part), mx.min(part)]
+    return float(np.max(np.abs(np.stack(_host(ends)))))
 
 
 def judge(found: Array, exact: Array, peak: float = 1.0) -> Verdict:
