@@ -296,7 +296,7 @@ def test_each_candidate_over_the_limit_comes_in_the_largest_chunks_that_fit() ->
             while max(larger.values()) not in even:
                 larger = {key: value + (value > 1) for key, value in larger.items()}
             whole = Candidate(candidate.algorithm, tuple(i for i in candidate.items if i[0] not in sizes))
-            assert in_chunks(whole, larger).cost(MODERATE, "cpu").workspace_bytes > limit
+            assert algorithms.SLACK * in_chunks(whole, larger).cost(MODERATE, "cpu").workspace_bytes > limit
     over = [c for c in found if not c.chunks and c.cost(MODERATE, "cpu").workspace_bytes > limit]
     cut = {c.algorithm.name for c in found if c.chunks}
     assert {c.algorithm.name for c in over} == cut == {"native", "kd_decomposition", "depth_concat"}
@@ -367,7 +367,7 @@ def test_looking_for_chunks_is_cheap() -> None:
     counted = Algorithm("counted", 1, 1, lambda _: lambda x, _w: x, cost)
     problem = Problem.parse((1, 1000, 512, 512, 8), (8, 3, 3, 3, 8), padding=1)
     found = algorithms.candidates(problem, "cpu", (counted,), memory_bytes=10**9)
-    assert [c.chunks for c in found] == [{}, {"frames": 9}]
+    assert [c.chunks for c in found] == [{}, {"frames": 8}]
     assert len(looked) < 60
 
 
@@ -388,9 +388,10 @@ def taken(run: Callable[[], mx.array]) -> int:
 @needs_cpu
 @pytest.mark.parametrize("compiled", [False, True], ids=["evaluated", "compiled"])
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("limit", [6 * 10**5, 1.5e6, 4e6])
-def test_what_chunks_take_is_within_the_limit(limit: float, batch: int, compiled: bool) -> None:
-    problem = replace(MODERATE, input_shape=(batch, *MODERATE.input_shape[1:]))
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("limit", [4 * 10**5, 6 * 10**5, 1.5e6, 4e6])
+def test_what_chunks_take_is_within_the_limit(limit: float, dtype: str, batch: int, compiled: bool) -> None:
+    problem = replace(MODERATE, input_shape=(batch, *MODERATE.input_shape[1:]), dtype=dtype)
     input, weight = operands(problem)
     mx.eval(input, weight)
     reference = convolve(host(input), host(weight), problem)
@@ -405,10 +406,10 @@ def test_what_chunks_take_is_within_the_limit(limit: float, batch: int, compiled
             outputs.append(made(input, weight))
             return outputs[-1]
 
-        # A trace takes its scalars besides, and a chunk that waits to be written while the next is begun.
         most = taken(once)
-        assert most <= (1.1 * limit if compiled else limit), (candidate.name, most)
-        np.testing.assert_allclose(host(outputs[-1]), reference, rtol=1e-3, atol=1e-3)
+        assert most <= limit, (candidate.name, most)
+        error = np.linalg.norm(host(outputs[-1]) - reference) / np.linalg.norm(reference)
+        assert error < BOUND[dtype], candidate.name
 
 
 @needs_cpu

@@ -19,6 +19,9 @@ from autoconv.problem import MAX_ELEMENTS, Kind, Problem
 
 __all__ = ["Algorithm", "Candidate", "Convolution", "algorithms", "candidates", "find"]
 
+SLACK = 1.15
+"""What an estimate of a chunk's memory may be too low by; what it takes is to be within the limit."""
+
 
 @functools.cache
 def algorithms() -> tuple[Algorithm, ...]:
@@ -99,7 +102,7 @@ def _in_chunks(
                 return False
             if own not in algorithm.parameters(part, backend):
                 return False
-            return chunk_bytes(part, algorithm.cost(part, backend, **own)) <= memory_bytes
+            return SLACK * chunk_bytes(part, algorithm.cost(part, backend, **own)) <= memory_bytes
 
         found = largest(problem, fits)
         if found is not None:

@@ -130,9 +130,9 @@ class DeviceBench:
 
     def _scaled(self, scale: float) -> tuple[mx.array, mx.array] | None:
         """Operands whose output is so much larger: by the input if there is room for a copy, else by the weight."""
-        if self._problem.input_bytes <= self._memory_bytes and self._problem.addressable:
+        if self._has_room_for(self._input) and self._problem.addressable:
             return self._input * scale, self._weight
-        if self._problem.weight_bytes <= self._memory_bytes:
+        if self._has_room_for(self._weight):
             return self._input, self._weight * scale
         return None
 
@@ -141,8 +141,6 @@ class DeviceBench:
         entry = self._entries[candidate]
         entry.last = None  # its buffer may be used again, as between the layers of a network
         run, input, weight = entry.run, self._input, self._weight
-        if min(input.nbytes, weight.nbytes) > self._memory_bytes:
-            repetitions = 1  # what links them is a copy
         with mx.stream(self._stream):
             mx.synchronize(self._stream)
             start = self._clock()
@@ -159,10 +157,10 @@ class DeviceBench:
             entry.last = output if self._has_room_for(output) else self._reference.check(output)
         return elapsed / repetitions
 
-    def _has_room_for(self, output: mx.array) -> bool:
-        """Whether one more result can be kept until it is checked."""
-        kept = sum(isinstance(entry.last, mx.array) for entry in self._entries.values())
-        return (kept + 1) * output.nbytes <= self._memory_bytes
+    def _has_room_for(self, one_more: mx.array) -> bool:
+        """Whether an array of that size can be held beside the results that are yet to be checked."""
+        kept = sum(entry.last.nbytes for entry in self._entries.values() if isinstance(entry.last, mx.array))
+        return kept + one_more.nbytes <= self._memory_bytes
 
     def verify_last(self, candidate: Candidate) -> Verdict:
         """Compare the result that was timed last with the reference, and let go of it."""

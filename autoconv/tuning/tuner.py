@@ -81,6 +81,9 @@ Guard = Callable[[Candidate], AbstractContextManager[None]]
 class _Progress:
     candidate: Candidate
     workspace_bytes: int
+    again_bytes: int
+    """What one more run takes, while the one before is not over: workspace, output, and what links it to that."""
+
     status: Status = Status.OK
     error: float | None = None
     detail: str = ""
@@ -133,7 +136,9 @@ def tune(
     """
     plan = plan or Plan()
     start = clock()
-    entries = [_Progress(c, c.cost(problem, backend).workspace_bytes) for c in candidates]
+    more = problem.output_bytes + min(problem.input_bytes, problem.weight_bytes)
+    workspaces = [c.cost(problem, backend).workspace_bytes for c in candidates]
+    entries = [_Progress(c, needed, needed + more) for c, needed in zip(candidates, workspaces, strict=True)]
     native, native_error = entries[0], None
     for entry in entries:
         best = min((e.first_s for e in entries), default=math.inf)
@@ -261,6 +266,8 @@ def _race(contenders: list[_Progress], bench: Bench, plan: Plan, start: float, c
     """Time the contenders in turns until the budget is spent, dropping losers, and verify what was timed last."""
     best = min(e.first_s for e in contenders)
     repetitions = max(1, min(MAX_REPETITIONS, math.ceil(MIN_SAMPLE_S / best)))
+    if repetitions * max(e.again_bytes for e in contenders) > plan.memory_bytes:
+        repetitions = 1  # MLX allocates ahead, so all of them might live at a time
     racing = []
     for entry in contenders:
         if entry.first_s > LOSER * best and entry.first_s < AGAIN_S:
