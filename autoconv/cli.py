@@ -241,7 +241,7 @@ def _padding(ctx: click.Context, param: click.Parameter, value: str) -> tuple[An
 @click.option("--flip", is_flag=True, help="Flip the kernel.")
 @click.option("--dtype", default="float32", show_default=True, help="float16, bfloat16, float32 or float64.")
 @click.option("--accuracy", help="native, strict, or the largest relative L2 error that passes.")
-@click.option("--memory-limit", help="Bytes that a candidate's workspace may take, such as 8GB.")
+@click.option("--memory-limit", help="Bytes that a convolution may take beyond its operands, such as 8GB.")
 @_database_option
 @_json_option
 def explain(

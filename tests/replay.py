@@ -157,16 +157,23 @@ class ReplayBench:
 
 
 def replayed(
-    name: str, order: int = 1, *, version: int = 1, flops: int = 1, moved: int = 1, workspace: int = 0
+    name: str,
+    order: int = 1,
+    *,
+    version: int = 1,
+    flops: int = 1,
+    moved: int = 1,
+    workspace: int = 0,
+    outputs: int = 0,
 ) -> Algorithm:
-    """An algorithm that cannot be run, only replayed."""
+    """An algorithm that cannot be run, only replayed; its workspace is so many bytes and so many outputs."""
 
     def build(problem: Problem) -> Convolution:
         msg = f"{name} is only replayed"
         raise AssertionError(msg)
 
     def cost(problem: Problem, backend: str, **parameters: object) -> Cost:
-        return Cost(flops, moved, workspace)
+        return Cost(flops, moved, workspace + outputs * problem.output_bytes)
 
     return Algorithm(name, version, order, build, cost)
 
