@@ -563,3 +563,13 @@ def test_sizes_of_chunks_are_those_that_cut_evenly() -> None:
             assert max(lengths) - min(lengths) <= 1
             if limit >= outputs:
                 break
+
+
+def test_chunks_whose_second_derivatives_mlx_has_wrong_are_not_offered() -> None:
+    """Under input dilation: one or two outputs, and padding longer than they are apart."""
+    problem = FIXED["input dilation"][0]
+    parts_of_two, parts_of_three = (_chunks.parts(problem, n) for n in (2, 3))
+    assert not all(_chunks.keeps_derivatives(problem, part) for part in parts_of_two)
+    assert all(_chunks.keeps_derivatives(problem, part) for part in parts_of_three)
+    whole = algorithms.candidates(problem, "cpu", memory_bytes=10_000)
+    assert {c.chunks.get("frames") for c in whole if c.chunks} <= {3}
