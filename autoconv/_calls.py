@@ -136,7 +136,7 @@ def _decide(
 
     decided = dispatcher().decide(problem, settings, device)
     candidate = dispatcher().candidate(decided, problem, device)
-    waiting = problem.addressable and _for_want_of_time(decided, settings)
+    waiting = _for_want_of_time(decided, settings)
     if candidate.name == NATIVE and is_untouched(problem) and not waiting and not settings.gradients:
         known[key] = None
         return None

@@ -258,7 +258,7 @@ def _padding(ctx: click.Context, param: click.Parameter, value: str) -> tuple[An
     help="The convolution, or one of its gradients.",
 )
 @click.option("--accuracy", help="native, strict, or the largest relative L2 error that passes.")
-@click.option("--memory-limit", help="Bytes that a candidate's workspace may take, such as 8GB.")
+@click.option("--memory-limit", help="Bytes that a convolution may take beyond its operands, such as 8GB.")
 @_database_option
 @_json_option
 def explain(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -19,6 +19,13 @@ MIN_MARGIN = 0.02
 
 TIE = 0.01
 """Medians closer than this are a tie, which goes by the candidates' order."""
+
+MEMORY_TIE = 0.03
+"""Of candidates within this of the fastest the one that takes the least memory is taken."""
+
+MATERIAL = 0.05
+MATERIAL_BYTES = 1e6
+"""Memory that differs by less than either, relative or in bytes, is a tie."""
 
 SINGLE = 1.5
 """A ratio that rests on a single sample of one side counts from here."""
@@ -91,7 +98,7 @@ class Limits:
 
     Attributes:
         accuracy: `"native"`, `"strict"` or a relative L2 error.
-        memory_bytes: Bytes that its workspace may take.
+        memory_bytes: Bytes that it may take beyond its input, weight and output.
         noise: How far native beats itself on this device (see `store.contract.Qualification`).
     """
 
@@ -105,16 +112,18 @@ def native(reason: str, source: Source = Source.NATIVE) -> Decision:
     return Decision(NATIVE, source, None, reason)
 
 
-def latest_run(records: Sequence[Record]) -> list[Record]:
-    """The records of the newest run, the last of each candidate; candidates that ended the process are kept
-    whichever run they are of.
+def runs(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """The records of each run, the newest first, the last of each candidate.
+
+    Each comes with the candidates that ended a process in any other, unless it has a newer record of them.
     """
-    if not records:
-        return []
-    newest = records[-1].run
-    kept: dict[str, Record] = {r.candidate: r for r in records if r.status is Status.CRASHED}
-    kept |= {r.candidate: r for r in records if r.run == newest}
-    return list(kept.values())
+    for run in dict.fromkeys(r.run for r in reversed(records)):
+        kept: dict[str, Record] = {}
+        for record in records:
+            if record.run == run or record.status is Status.CRASHED:
+                kept.pop(record.candidate, None)
+                kept[record.candidate] = record
+        yield list(kept.values())
 
 
 def ratio(base: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
@@ -172,66 +181,149 @@ def choose(
     dtype: str,
     order: Mapping[str, int],
     source: Source = Source.DATABASE,
+    *,
+    operand_bytes: int | None = None,
+    chunked: Collection[str] = (),
 ) -> Decision | None:
     """The winner among the records of one problem in one environment.
 
+    The newest run that tells under these limits decides. A run tells if it has native, if every candidate in it that
+    may run now was timed, and if, where the memory limit leaves a candidate of it out, those in chunks that would take
+    its place were tried in it. So runs under several limits live side by side.
+
     Args:
-        records: Oldest first; the newest run decides.
+        records: Oldest first.
         limits: What candidates are held to.
         dtype: The problem's dtype.
         order: Place of each algorithm where times tie, by name and version as `name@version`; records of other
             algorithms or versions are left out.
         source: Where the records came from.
+        operand_bytes: Bytes of the problem's input, weight and output, which measured peaks include. Default: not
+            known, so that the estimates count.
+        chunked: Names of the candidates in chunks that are offered under these limits.
 
     Returns:
-        The decision; None where the records do not tell under these limits, because a candidate that may now run was
-        not timed, or there is no record of native.
+        The decision; None where no run tells.
     """
+    decisions = (_of_run(run, limits, dtype, order, source, operand_bytes, chunked) for run in runs(records))
+    return next((found for found in decisions if found is not None), None)
+
+
+def _of_run(
+    run: Sequence[Record],
+    limits: Limits,
+    dtype: str,
+    order: Mapping[str, int],
+    source: Source,
+    operand_bytes: int | None,
+    chunked: Collection[str],
+) -> Decision | None:
+    """The winner of one run; None where it does not tell."""
     known = [
         r
-        for r in latest_run(records)
+        for r in run
         if f"{r.algorithm}@{r.version}" in order and all(s > 0 for s in r.samples_us)  # no time takes none
     ]
     known.sort(key=lambda r: order[f"{r.algorithm}@{r.version}"])
     base = next((r for r in known if r.candidate == NATIVE), None)
     if base is None:
         return None
-    right = base.status in {Status.OK, Status.INACCURATE}
-    bound = accuracies.bound(limits.accuracy, dtype, base.error if right else None)
+    bound = accuracies.bound(limits.accuracy, dtype, _native_error(known))
 
-    verdicts = [_judge(r, base, bound, limits) for r in known]
+    verdicts = [_judge(r, base, bound, limits, operand_bytes) for r in known]
     if any(v.status is Status.OK and not v.record.samples_us for v in verdicts):
         return None
+    if any(v.status is Status.OVER_MEMORY for v in verdicts):
+        present, algorithms = {r.candidate for r in known}, {r.algorithm for r in known}
+        if any(name not in present and name.partition("(")[0] in algorithms for name in chunked):
+            return None
     eligible = [v for v in verdicts if v.status is Status.OK]
     if not eligible:
         return _least_wrong(verdicts, bound, source)
 
-    fastest = min(statistics.median(v.record.choosing_us) for v in eligible)
-    winner = next(v for v in eligible if statistics.median(v.record.choosing_us) <= fastest * (1 + TIE))
-    safe = next((v for v in eligible if v.record is base), None)
-    margin = None
-    if safe is None:
-        reason = f"the fastest of those that pass; native is {_state(base, verdicts)}"
-    elif winner is safe:
-        margin, reason = 0.0, "native is the fastest"
-    else:
-        found = speedup(winner.record, base)
-        gain, least = found if found is not None else (1.0, 1.0)
-        threshold = 1 + max(MIN_MARGIN, limits.noise)
-        if least > threshold:
-            margin = gain - 1
-            reason = f"{gain:.2f} times as fast as native, {least:.2f} at least"
-        else:
-            reason = (
-                f"native is kept: {winner.record.candidate} is {gain:.2f} times as fast, at least {least:.2f}, "
-                f"and {threshold:.2f} would be needed"
-            )
-            winner, margin = safe, 0.0
+    winner, margin, reason = _winner(eligible, base, limits)
+    if all(v.record is not base for v in eligible):
+        reason = f"{reason}; native is {_state(base, verdicts)}"
     verdicts = [Verdict(v.record, v.status, v.speedup, reason if v is winner else v.reason) for v in verdicts]
     return Decision(winner.record.candidate, source, margin, reason, bound, accurate=True, verdicts=tuple(verdicts))
 
 
-def _judge(record: Record, base: Record, bound: float, limits: Limits) -> Verdict:
+def _native_error(known: Sequence[Record]) -> float | None:
+    """Native's error; where native was left out for its memory or its size, that of native in chunks."""
+    natives = sorted((r for r in known if r.algorithm == NATIVE), key=lambda r: r.candidate != NATIVE)
+    ran = next((r for r in natives if r.status not in {Status.OVER_MEMORY, Status.NOT_STARTED}), None)
+    return ran.error if ran is not None and ran.status in {Status.OK, Status.INACCURATE} else None
+
+
+def _winner(eligible: Sequence[Verdict], base: Record, limits: Limits) -> tuple[Verdict, float | None, str]:
+    """(winner, its margin over native, why) of the candidates that pass, in the order by which ties are settled."""
+    by_time = _fastest(eligible)
+    best = _choosing_us(by_time)
+    near = [v for v in eligible if _choosing_us(v) <= best * (1 + MEMORY_TIE)]
+    takes = _memory([v.record for v in near])
+    lightest = min(takes)
+    by_memory = _fastest([v for v, bytes_ in zip(near, takes, strict=True) if not _materially(bytes_, lightest)])
+    note = ""
+    if by_memory is not by_time:
+        more, less = _memory([by_time.record, by_memory.record])
+        note = f"{by_time.record.candidate} is within 3% of it and takes {_bytes(more - less)} more memory"
+    safe = next((v for v in eligible if v.record is base), None)
+    if safe is None:
+        return by_memory, None, _joined("the fastest of those that pass", note)
+    if by_memory is safe:
+        return safe, 0.0, f"native is kept: {note}" if note else "native is the fastest"
+    threshold = 1 + max(MIN_MARGIN, limits.noise)
+    for winner in (by_memory, by_time):
+        gain, least = speedup(winner.record, base) or (1.0, 1.0)
+        if winner is not safe and least > threshold:
+            reason = f"{gain:.2f} times as fast as native, {least:.2f} at least"
+            return winner, gain - 1, _joined(reason, note if winner is by_memory else "")
+    gain, least = speedup(by_memory.record, base) or (1.0, 1.0)
+    more, less = _memory([base, by_memory.record])
+    if gain >= 1 and _choosing_us(by_memory) <= _choosing_us(safe) and _materially(more, less):
+        reason = (
+            f"{gain:.2f} times as fast as native, at least {least:.2f}, and takes {_bytes(more - less)} less memory"
+        )
+        return by_memory, gain - 1, reason
+    reason = (
+        f"native is kept: {by_memory.record.candidate} is {gain:.2f} times as fast, at least {least:.2f}, "
+        f"and {threshold:.2f} would be needed"
+    )
+    return safe, 0.0, reason
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
+
+
+def _choosing_us(verdict: Verdict) -> float:
+    return statistics.median(verdict.record.choosing_us)
+
+
+def _fastest(verdicts: Sequence[Verdict]) -> Verdict:
+    """The fastest; of those that tie with it the first."""
+    best = min(map(_choosing_us, verdicts))
+    return next(v for v in verdicts if _choosing_us(v) <= best * (1 + TIE))
+
+
+def _memory(records: Sequence[Record]) -> list[int]:
+    """What each takes, to be compared: the measured peaks if all have one, else the estimates."""
+    peaks = [r.peak_bytes for r in records if r.peak_bytes is not None]
+    return peaks if len(peaks) == len(records) else [r.workspace_bytes or 0 for r in records]
+
+
+def _materially(more: int, less: int) -> bool:
+    return more - less > max(MATERIAL_BYTES, MATERIAL * less)
+
+
+def needed_bytes(record: Record, operand_bytes: int | None) -> int:
+    """Bytes that a candidate takes beyond input, weight and output: measured, where that is known, else estimated."""
+    if record.peak_bytes is not None and operand_bytes is not None:
+        return max(0, record.peak_bytes - operand_bytes)
+    return record.workspace_bytes or 0
+
+
+def _judge(record: Record, base: Record, bound: float, limits: Limits, operand_bytes: int | None) -> Verdict:
     """One record under these limits."""
     status, reason = record.status, record.detail
     found = speedup(record, base)
@@ -239,9 +331,10 @@ def _judge(record: Record, base: Record, bound: float, limits: Limits) -> Verdic
     # Those two depend on the limits, which may be others than when the record was made.
     if status in {Status.OK, Status.INACCURATE, Status.OVER_MEMORY}:
         status, reason = Status.OK, record.detail
-        if (record.workspace_bytes or 0) > limits.memory_bytes:
+        needed = needed_bytes(record, operand_bytes)
+        if needed > limits.memory_bytes:
             status = Status.OVER_MEMORY
-            reason = f"needs {_bytes(record.workspace_bytes or 0)}, over the limit of {_bytes(limits.memory_bytes)}"
+            reason = f"needs {_bytes(needed)}, over the limit of {_bytes(limits.memory_bytes)}"
         elif record.error is not None and record.error > bound:
             status = Status.INACCURATE
             reason = f"error {record.error:.1e} is over {bound:.1e}"

@@ -36,7 +36,7 @@ MEMORY_SHARE = 0.6
 TOLD_S = 0.5
 """A stall that came to nothing is told of past this."""
 
-PAST_INDEX = "an array of it has more than 2^31-1 elements, which has ended processes; not timed"
+PAST_INDEX = "an array of it has more than 2^31-1 elements, and there is no doing it in parts; not timed"
 
 WAIT_S = 60.0
 """How long a measurement that was asked for waits for another process that is timing on the device."""
@@ -96,7 +96,7 @@ class Dispatcher:
         if not found.accurate:
             self._warn(f"accuracy {problem.key}", f"{problem}: {found.reason}")
             if found.candidate == decisions.NATIVE and problem.groups > 1:  # nothing ran, and MLX has none of these
-                return self._without_measurement(problem, device, found.reason)
+                return self._without_measurement(problem, settings, device, found.reason)
         return found
 
     def _decide(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
@@ -105,8 +105,8 @@ class Dispatcher:
         found, why = self.look_up(problem, settings, device), "it is in no database"
         if found is not None:
             return found
-        if not problem.addressable:
-            return self._without_measurement(problem, device, PAST_INDEX)
+        if not self._can_be_timed(problem, settings, device):
+            return self._without_measurement(problem, settings, device, PAST_INDEX)
         if settings.policy is Policy.RECORD:
             self._note(problem, settings, device)
             why = "noted for `autoconv sweep --pending`"
@@ -116,7 +116,7 @@ class Dispatcher:
             except TuningError as error:
                 why = str(error)
                 self._note(problem, settings, device)
-        return self._without_measurement(problem, device, why)
+        return self._without_measurement(problem, settings, device, why)
 
     def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
         """The decision that the database makes under these settings, None where it does not tell. Never times."""
@@ -183,10 +183,11 @@ class Dispatcher:
             found = decisions.native("policy is off") if settings.policy is Policy.OFF else None
         if found is None:
             found = self._look_up_untouched(problem, settings, device) or self._without_measurement(
-                problem, device, "it is in no database"
+                problem, settings, device, "it is in no database"
             )
-        others = [c.name for c in candidates(problem, where.backend, self._algorithms)]
-        return Explanation(problem, where, found, self._memory_bytes(settings, where), tuple(others))
+        memory_bytes = self._memory_bytes(settings, where)
+        others = [c.name for c in self._candidates(problem, settings, where)]
+        return Explanation(problem, where, found, memory_bytes, tuple(others))
 
     # Timing
 
@@ -246,7 +247,7 @@ class Dispatcher:
     ) -> Decision:
         """Time a problem and keep its records; `anew` even if it is known, with `strict` a store that fails raises."""
         where = environment.of(device)
-        if not problem.addressable:
+        if not self._can_be_timed(problem, settings, device):
             raise TuningError(PAST_INDEX)
         store = self.store(settings, strict=strict)
         if strict and store.readonly:
@@ -278,6 +279,14 @@ class Dispatcher:
 
     # What decisions rest on
 
+    def _candidates(self, problem: Problem, settings: Settings, where: Environment) -> tuple[Candidate, ...]:
+        return candidates(problem, where.backend, self._algorithms, self._memory_bytes(settings, where))
+
+    def _can_be_timed(self, problem: Problem, settings: Settings, device: mx.Device) -> bool:
+        """Whether there is a candidate none of whose arrays has more elements than an index reaches."""
+        found = self._candidates(problem, settings, environment.of(device)) if not problem.addressable else ()
+        return problem.addressable or any(candidate.chunks for candidate in found)
+
     def _choose(
         self, records: Sequence[Record], problem: Problem, settings: Settings, where: Environment, source: Source
     ) -> Decision | None:
@@ -287,7 +296,18 @@ class Dispatcher:
             memory_bytes=self._memory_bytes(settings, where),
             noise=known.noise if known else 0.0,
         )
-        found = choose(records, limits, problem.dtype, self._order, source)
+        # Where nothing may be timed, a run without the candidates in chunks tells as well.
+        may_time = settings.policy is not Policy.PREDICT
+        offered = self._candidates(problem, settings, where) if may_time else ()
+        found = choose(
+            records,
+            limits,
+            problem.dtype,
+            self._order,
+            source,
+            operand_bytes=problem.bytes,
+            chunked=[c.name for c in offered if c.chunks],
+        )
         if found is None or find(found.candidate, problem, where.backend, self._algorithms) is None:
             return None
         return found
@@ -297,15 +317,17 @@ class Dispatcher:
             return settings.memory_limit
         return MEMORY_SHARE * where.memory_bytes or math.inf
 
-    def _without_measurement(self, problem: Problem, device: mx.Device, why: str) -> Decision:
+    def _without_measurement(self, problem: Problem, settings: Settings, device: mx.Device, why: str) -> Decision:
         """Native; for groups, which MLX has none of in 3D, the first candidate that can."""
         if problem.groups == 1:
             return decisions.native(why)
-        others = [
-            c for c in candidates(problem, environment.of(device).backend, self._algorithms) if c.name != "native"
-        ]
+        where = environment.of(device)
+        limit = self._memory_bytes(settings, where)
+        found = self._candidates(problem, settings, where)
+        others = [c for c in found if c.algorithm.name != decisions.NATIVE and (problem.addressable or c.chunks)]
         if not others:
             return decisions.native(why)
+        others.sort(key=lambda c: c.cost(problem, where.backend).workspace_bytes > limit)  # the others are in order
         return Decision(others[0].name, Source.NATIVE, None, f"{why}; MLX has no groups in 3D")
 
     # Stores

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from autoconv import environment
 from autoconv._backend import mx
@@ -28,7 +29,13 @@ STRIKES = 2
 """Notes left behind by which a candidate is known to end processes. One may be a user's own kill; nobody stops the same
 candidate of the same problem twice."""
 
-Benches = Callable[[Problem, mx.Device], Bench]
+
+class Benches(Protocol):
+    """Makes the bench of a problem on a device, whose own arrays may take so many bytes."""
+
+    def __call__(self, problem: Problem, device: mx.Device, /, *, memory_bytes: float) -> Bench:
+        """The bench."""
+        ...
 
 
 class Measurer:
@@ -68,10 +75,11 @@ class Measurer:
             settings: Its accuracy and its budget.
             device: Where.
             store: Where the device is made known and notes are left.
-            memory_bytes: Bytes that a candidate's workspace may take.
+            memory_bytes: Bytes that a candidate may take beyond its operands, and the tuner for arrays of its own.
             limit_s: Seconds after which nothing more is begun.
             strict: Whether a store that fails raises `StoreError`; else it costs a warning, or the measurement where
-                no note can be left.
+                no note can be left. Only with it, outside users' calls, are peaks of memory measured, which resets
+                MLX's counter.
 
         Raises:
             TuningError: the problem cannot be measured now.
@@ -89,7 +97,8 @@ class Measurer:
             if problem.kind is not Kind.FORWARD:
                 left_s = limit_s - (self._clock() - start)
                 qualification = self._qualify(store, where, device, left_s, strict=strict, forward=qualification)
-            self._require_room(problem, where, memory_bytes)
+            found = candidates(problem, where.backend, self._algorithms, memory_bytes)
+            _require_room(problem, where, found, memory_bytes)
             plan = Plan(
                 accuracy=settings.accuracy,
                 memory_bytes=memory_bytes,
@@ -98,8 +107,9 @@ class Measurer:
                 ceilings=qualification.ceilings,
                 barred=qualification.barred,
                 crashed=ended_processes(store, where, problem),
+                peaks=strict,
             )
-            return self._tune(problem, device, store, plan)
+            return self._tune(problem, device, store, found, plan)
 
     def qualification(self, store: Store, where: Environment, *, gradients: bool = False) -> Qualification | None:
         """What is known of a device from its first run, of convolutions or of gradients; None before that."""
@@ -153,15 +163,17 @@ class Measurer:
                 store.qualify(done)
         return done
 
-    def _tune(self, problem: Problem, device: mx.Device, store: Store, plan: Plan) -> list[Record]:
+    def _tune(
+        self, problem: Problem, device: mx.Device, store: Store, found: Sequence[Candidate], plan: Plan
+    ) -> list[Record]:
         where = environment.of(device)
         try:
             return tune(
                 problem,
                 where.id,
                 where.backend,
-                candidates(problem, where.backend, self._algorithms),
-                self._bench(problem, device),
+                found,
+                self._bench(problem, device, memory_bytes=plan.memory_bytes),
                 plan,
                 guard=functools.partial(noted, store, where, problem),
                 clock=self._clock,
@@ -172,22 +184,6 @@ class Measurer:
                     for _ in range(STRIKES):
                         store.begin(where.id, problem, error.candidate)
             raise
-
-    def _require_room(self, problem: Problem, where: Environment, memory_bytes: float) -> None:
-        """Ask for room for the operands, a scaled copy of the first, each candidate's result and the largest workspace.
-
-        Raises:
-            TuningError: there is none now.
-        """
-        found = candidates(problem, where.backend, self._algorithms)
-        workspaces = [c.cost(problem, where.backend).workspace_bytes for c in found]
-        largest = max((w for w in workspaces if w <= memory_bytes), default=0)
-        first, second = problem.operand_bytes
-        needed = 2 * first + second + (len(found) + 1) * problem.result_bytes + largest
-        free = environment.free_bytes(where)
-        if needed > free:
-            msg = f"timing needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
-            raise TuningError(msg)
 
     @contextlib.contextmanager
     def _reasons(self, where: Environment, *, strict: bool) -> Iterator[None]:
@@ -211,6 +207,25 @@ class Measurer:
 
 def _key(where: Environment, gradients: bool) -> str:
     return f"{where.id} gradients" if gradients else where.id
+
+
+def _require_room(problem: Problem, where: Environment, found: Sequence[Candidate], memory_bytes: float) -> None:
+    """Ask for room for the operands and one result, for the tuner's own arrays, and for the largest workspace.
+
+    Its own are a scaled copy of an operand, or what making the operands takes, and each candidate's result until it is
+    checked; as far as they fit in `memory_bytes`.
+
+    Raises:
+        TuningError: there is none now.
+    """
+    workspaces = [c.cost(problem, where.backend).workspace_bytes for c in found]
+    largest = max((w for w in workspaces if w <= memory_bytes), default=0)
+    own = min(problem.operand_bytes[0], memory_bytes) + min(len(found) * problem.result_bytes, memory_bytes)
+    needed = problem.bytes + own + largest
+    free = environment.free_bytes(where)
+    if needed > free:
+        msg = f"timing needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+        raise TuningError(msg)
 
 
 @contextlib.contextmanager

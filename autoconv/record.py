@@ -25,7 +25,9 @@ class Status(StrEnum):
     TOO_SLOW = "too_slow"
     """By its FLOPs or bytes it cannot come within three times the best; not started."""
     OVER_MEMORY = "over_memory"
-    """Its workspace is over the memory limit it was held to; not started."""
+    """What it takes is over the memory limit it was held to; not started."""
+    NOT_STARTED = "not_started"
+    """It might end the process, as native might on an array of more than 2^31-1 elements; left out of this one."""
     CRASHED = "crashed"
     """The process ended while it ran, or lost the device; never tried again for this problem."""
 
@@ -46,7 +48,7 @@ class Record:
         error: Relative L2 error at the sampled positions against float64, None where it gave no result.
         workspace_bytes: Estimated bytes beyond input, weight and output.
         peak_bytes: Measured peak of device memory during one run, its input, weight and output included; None where
-            not measured.
+            not measured, as inside users' calls, whose counter it would reset.
         detail: What happened, in words: an error's message, or the bound that was passed.
         run: Identifier of the tuner's run: only times of one run were taken side by side.
         created: Seconds since the epoch.

@@ -7,7 +7,7 @@ default. Variables are read once, when a setting is first needed, and nowhere el
 | --- | --- | --- |
 | `policy` | `AUTOCONV_POLICY` | `auto` (default), `measure`, `predict`, `record`, `off` |
 | `accuracy` | `AUTOCONV_ACCURACY` | `native` (default), `strict`, or a relative L2 error such as `1e-3` |
-| `memory_limit` | `AUTOCONV_MEMORY_LIMIT` | bytes, or text such as `8GB`, `512MiB`; `default` is 60% of the device's |
+| `memory_limit` | `AUTOCONV_MEMORY_LIMIT` | bytes beyond the operands, or `8GB`; `default`: 60% of the device's |
 | `budget_ms` | `AUTOCONV_BUDGET_MS` | milliseconds of timing for one problem, 500 by default |
 | `stall` | `AUTOCONV_STALL` | seconds of timing inside calls, and a share of the process's age: `2+5%` (default) |
 | `database` | `AUTOCONV_DATABASE` | file of the user's own database; by default in the user's data directory |
@@ -72,7 +72,7 @@ class Settings:
     Attributes:
         policy: What to do for a shape that is not known.
         accuracy: `"native"`, `"strict"`, or the largest relative L2 error that passes.
-        memory_limit: Bytes that a candidate's workspace may take; None for 60% of the device's.
+        memory_limit: Bytes that a convolution may take beyond input, weight and output; None for 60% of the device's.
         budget_ms: Milliseconds that timing one problem may take, the least number of runs apart.
         stall: How long timing inside calls may take in all, under `auto`.
         database: The user's own database; None for the one in the user's data directory.
@@ -309,8 +309,9 @@ def configure(**changes: Unpack[Changes]) -> None:
     Args:
         policy: `"auto"`, `"measure"`, `"predict"`, `"record"` or `"off"`. Default: `"auto"`.
         accuracy: `"native"`, `"strict"`, or the largest relative L2 error that passes. Default: `"native"`.
-        memory_limit: Bytes that a candidate's workspace may take, or text such as `"8GB"`. Default: 60% of the
-            device's recommended working set, or of its memory.
+        memory_limit: Bytes that a convolution may take beyond its input, weight and output, and the tuner for arrays
+            of its own; or text such as `"8GB"`. What takes more is run in chunks. Default: 60% of the device's
+            recommended working set, or of its memory.
         budget_ms: Milliseconds that timing one problem may take. Default: `500`.
         stall: Seconds that timing inside calls may take in all under `auto`, with a share of the process's age.
             Default: `"2+5%"`.

@@ -42,6 +42,7 @@ class Run:
         wrong: What makes its result no approximation.
         last_wrong: The same of the result that was timed last.
         raises: What its first run raises.
+        peak: Peak bytes of a run.
     """
 
     times: Sequence[Time] = (1e-3,)
@@ -49,6 +50,7 @@ class Run:
     wrong: str = ""
     last_wrong: str = ""
     raises: Exception | None = None
+    peak: int | Exception = 0
 
 
 class ReplayBench:
@@ -110,6 +112,13 @@ class ReplayBench:
         run = self.table[candidate.name]
         return Verdict(math.inf if run.last_wrong else run.error, run.last_wrong, 1.0)
 
+    def peak_bytes(self, candidate: Candidate) -> int:
+        self.calls.append(("peak_bytes", candidate.name, 1))
+        peak = self.table[candidate.name].peak
+        if isinstance(peak, Exception):
+            raise self._failure(candidate.name, peak)
+        return peak
+
     def alive(self) -> bool:
         return self._alive
 
@@ -143,21 +152,28 @@ class ReplayBench:
             first = (record.median_us or 0.0) / 1e6
             times = (first, *(us / 1e6 for us in record.samples_us))
             wrong = record.detail if record.status is Status.WRONG else ""
-            table[record.candidate] = Run(times, record.error or 0.0, wrong)
+            table[record.candidate] = Run(times, record.error or 0.0, wrong, peak=record.peak_bytes or 0)
         return cls(table, clock)
 
 
 def replayed(
-    name: str, order: int = 1, *, version: int = 1, flops: int = 1, moved: int = 1, workspace: int = 0
+    name: str,
+    order: int = 1,
+    *,
+    version: int = 1,
+    flops: int = 1,
+    moved: int = 1,
+    workspace: int = 0,
+    outputs: int = 0,
 ) -> Algorithm:
-    """An algorithm that cannot be run, only replayed."""
+    """An algorithm that cannot be run, only replayed; its workspace is so many bytes and so many outputs."""
 
     def build(problem: Problem) -> Convolution:
         msg = f"{name} is only replayed"
         raise AssertionError(msg)
 
     def cost(problem: Problem, backend: str, **parameters: object) -> Cost:
-        return Cost(flops, moved, workspace)
+        return Cost(flops, moved, workspace + outputs * problem.output_bytes)
 
     return Algorithm(name, version, order, build, cost)
 
@@ -193,7 +209,7 @@ class Benches:
         self.made: list[tuple[Problem, ReplayBench]] = []
         self._dies_with = dies_with
 
-    def __call__(self, problem: Problem, device: mx.Device) -> ReplayBench:
+    def __call__(self, problem: Problem, device: mx.Device, /, *, memory_bytes: float = math.inf) -> ReplayBench:
         bench = ReplayBench(self.table, self.clock, dies_with=self._dies_with)
         self.made.append((problem, bench))
         return bench
@@ -204,7 +220,7 @@ class Benches:
         return [problem for problem, _ in self.made]
 
 
-def nothing_is_timed(problem: Problem, device: mx.Device) -> ReplayBench:
+def nothing_is_timed(problem: Problem, device: mx.Device, /, *, memory_bytes: float = math.inf) -> ReplayBench:
     """A maker of benches where none may be made."""
     msg = f"{problem} is timed"
     raise AssertionError(msg)

@@ -15,7 +15,7 @@ from replay import replayed
 
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, Convolution, algorithms, candidates
-from autoconv.decision import Decision, Limits, Source, _rank, choose, latest_run, ratio, speedup
+from autoconv.decision import Decision, Limits, Source, _rank, choose, ratio, runs, speedup
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
 from autoconv.tuning.bench import DeviceBench
@@ -33,6 +33,7 @@ def record(
     status: Status = Status.OK,
     error: float | None = 1e-7,
     workspace: int = 0,
+    peak: int | None = None,
     run: str = "first",
     version: int = 1,
     parameters: str = "",
@@ -43,7 +44,7 @@ def record(
     elif len(times) == 1:
         times *= 6
     return Record(
-        "a problem", "somewhere", name, version, parameters, status, times, error, workspace, run=run, detail=""
+        "a problem", "somewhere", name, version, parameters, status, times, error, workspace, peak, run=run, detail=""
     )
 
 
@@ -51,8 +52,13 @@ def failed(name: str, status: Status = Status.FAILED, error: float | None = None
     return record(name, status=status, error=error)
 
 
-def pick(*records: Record, limits: Limits | None = None, order: dict[str, int] | None = None) -> Decision:
-    found = choose(records, limits or Limits(), "float32", order or ORDER)
+def pick(
+    *records: Record,
+    limits: Limits | None = None,
+    order: dict[str, int] | None = None,
+    operand_bytes: int | None = None,
+) -> Decision:
+    found = choose(records, limits or Limits(), "float32", order or ORDER, operand_bytes=operand_bytes)
     assert found is not None
     return found
 
@@ -264,6 +270,174 @@ def test_what_is_over_the_memory_limit_is_not_taken_for_its_accuracy_either() ->
     assert (found.candidate, found.accurate) == ("native", False)
 
 
+# By memory, where times tie
+
+
+MB = 10**6
+
+
+@pytest.mark.parametrize(
+    ("time", "taken", "winner"),
+    [
+        (6.17, 10 * MB, "b"),  # within 3%, and far lighter
+        (6.19, 10 * MB, "a"),  # not within 3%
+        (6.17, 99 * MB, "a"),  # no lighter than by a megabyte
+        (6.17, 96 * MB, "a"),  # by less than 5%
+        (6.17, 94 * MB, "b"),
+        (6.03, 200 * MB, "a"),  # a tie in time of the heavier one
+    ],
+)
+@pytest.mark.parametrize("measured", [False, True])
+def test_of_candidates_within_three_percent_the_one_that_takes_less_is_taken(
+    time: float, taken: int, winner: str, measured: bool
+) -> None:
+    def needing(name: str, time: float, taken: int) -> Record:
+        return record(name, time, peak=taken) if measured else record(name, time, workspace=taken)
+
+    found = pick(needing("native", 10.0, 100 * MB), needing("a", 6.0, 100 * MB), needing("b", time, taken))
+    assert found.candidate == winner
+    assert found.margin == pytest.approx(10 / (6.0 if winner == "a" else time) - 1)
+    if winner == "b":
+        assert "a is within 3% of it and takes" in found.reason
+
+
+def test_estimates_are_compared_where_not_all_are_measured() -> None:
+    light = record("b", 6.1, workspace=90 * MB, peak=MB)
+    assert pick(record("native", 10.0), record("a", 6.0, workspace=10 * MB), light).candidate == "a"
+    assert pick(record("native", 10.0), record("a", 6.0, workspace=10 * MB, peak=99 * MB), light).candidate == "b"
+
+
+def test_where_what_all_take_ties_the_fastest_wins_and_ties_go_by_order() -> None:
+    assert pick(record("native", 10.0), record("a", 6.1), record("b", 6.0)).candidate == "b"
+    assert pick(record("native", 10.0), record("a", 6.05), record("b", 6.0)).candidate == "a"
+
+
+@pytest.mark.parametrize(
+    ("time", "taken", "winner"),
+    [
+        (9.95, 10 * MB, "a"),  # as fast, and lighter
+        (10.0, 10 * MB, "a"),
+        (10.05, 10 * MB, "native"),  # slower, by however little
+        (9.95, 99 * MB, "native"),  # as heavy
+        (9.95, 200 * MB, "native"),
+    ],
+)
+def test_native_is_given_up_for_less_memory_only_by_what_is_no_slower(time: float, taken: int, winner: str) -> None:
+    found = pick(record("native", 10.0, peak=100 * MB), record("a", time, peak=taken))
+    assert found.candidate == winner
+    if winner == "a":
+        assert found.margin == pytest.approx(10.0 / time - 1)
+        assert "less memory" in found.reason
+
+
+def test_native_is_not_given_up_for_one_that_is_behind_on_either_half_of_the_samples() -> None:
+    native = record("native", 10.0, peak=100 * MB)
+    assert pick(native, record("a", choosing=(10.1,) * 3, judging=(9.9,) * 3, peak=MB)).candidate == "native"
+    assert pick(native, record("a", choosing=(9.9,) * 3, judging=(10.1,) * 3, peak=MB)).candidate == "native"
+
+
+def test_a_native_that_is_nearly_the_fastest_and_lighter_is_kept() -> None:
+    found = pick(record("native", 10.2, peak=10 * MB), record("a", 10.0, peak=100 * MB))
+    assert (found.candidate, found.margin) == ("native", 0.0)
+    assert "a is within 3% of it and takes 90.00 MB more memory" in found.reason
+
+
+def test_the_fastest_that_surely_beats_native_is_not_given_up_for_a_lighter_one_that_may_not() -> None:
+    light = record("b", choosing=(9.0,) * 3, judging=(9.0, 9.0, 11.0), peak=MB)
+    found = pick(record("native", 10.0, peak=50 * MB), record("a", 8.9, peak=90 * MB), light)
+    assert found.candidate == "a"
+
+
+# By memory, measured and estimated
+
+
+def test_what_was_measured_counts_and_not_the_estimate() -> None:
+    """The whole peak is stored; the limit is for what is beyond the operands."""
+    heavy = record("a", 5.0, workspace=10 * MB, peak=130 * MB)
+    light = record("b", 6.0, workspace=90 * MB, peak=105 * MB)
+    limit = Limits(memory_bytes=20 * MB)
+    found = pick(record("native", 10.0, peak=100 * MB), heavy, light, limits=limit, operand_bytes=100 * MB)
+    assert found.candidate == "b"
+    assert state_of(found, "a") is Status.OVER_MEMORY
+    assert "needs 30.00 MB" in found.verdicts[1].reason
+    assert pick(record("native", 10.0), heavy, light, limits=limit).candidate == "a"  # operands not known
+
+
+NATIVE_OVER = record("native", status=Status.OVER_MEMORY, error=None, workspace=9 * GB)
+
+
+@pytest.mark.parametrize("status", [Status.OVER_MEMORY, Status.NOT_STARTED])
+def test_where_native_was_left_out_native_in_chunks_says_what_accuracy_there_is(status: Status) -> None:
+    left_out = replace(NATIVE_OVER, status=status)
+    parts = record("native", 10.0, error=1e-3, parameters="frames=2")
+    close = record("a", 5.0, error=9e-4)
+    tight = Limits(memory_bytes=GB)
+    found = pick(left_out, parts, close, limits=tight)
+    assert (found.candidate, found.bound, found.margin) == ("a", 2e-3, None)
+    assert status.replace("_", " ") in found.reason
+    assert pick(failed("native"), parts, close, limits=tight).bound == 1e-5
+
+
+# Runs under several limits
+
+
+def under(limit: str, *records: Record) -> list[Record]:
+    return [replace(r, run=limit) for r in records]
+
+
+OPEN = under("open", record("native", 10.0, workspace=2 * GB), record("a", 5.0, workspace=2 * GB))
+CUT = [
+    *under("tight", replace(NATIVE_OVER, workspace_bytes=2 * GB)),
+    *under("tight", record("native", 12.0, parameters="frames=2", workspace=GB)),
+    *under("tight", record("a", status=Status.OVER_MEMORY, error=None, workspace=2 * GB)),
+    *under("tight", record("a", 7.0, parameters="frames=1", workspace=GB)),
+]
+CHUNKED = ("native(frames=2)", "a(frames=1)")
+TIGHT, LOOSE = Limits(memory_bytes=GB), Limits(memory_bytes=4 * GB)
+
+
+def decided(records: Sequence[Record], limits: Limits, chunked: Sequence[str] = ()) -> str | None:
+    found = choose(records, limits, "float32", ORDER, chunked=chunked)
+    return found.candidate if found else None
+
+
+def test_a_run_without_the_chunks_that_a_limit_asks_for_does_not_tell() -> None:
+    assert decided(OPEN, LOOSE) == "a"
+    assert decided(OPEN, TIGHT, CHUNKED) is None
+    assert decided(CUT, TIGHT, CHUNKED) == "a(frames=1)"
+    assert decided(CUT[:-1], TIGHT, CHUNKED) is None
+    assert decided(CUT, TIGHT, ("native(frames=1)", "a(frames=1)")) is None
+    assert decided(CUT, LOOSE) is None
+
+
+@pytest.mark.parametrize("records", [OPEN + CUT, CUT + OPEN], ids=["open first", "tight first"])
+def test_runs_under_two_limits_live_side_by_side(records: list[Record]) -> None:
+    assert decided(records, LOOSE) == "a"
+    assert decided(records, TIGHT, CHUNKED) == "a(frames=1)"
+
+
+def test_of_runs_that_tell_the_newest_decides() -> None:
+    newer = under("newer", record("native", 1.0), record("a", 5.0))
+    assert decided([*OPEN, *newer], LOOSE) == "native"
+    assert decided([*OPEN, *newer, *CUT], LOOSE) == "native"
+
+
+def test_chunks_of_an_algorithm_that_the_run_has_not_are_not_asked_for() -> None:
+    assert decided(CUT, TIGHT, (*CHUNKED, "c(frames=4)")) == "a(frames=1)"
+
+
+def test_what_ended_a_process_later_is_not_taken_from_an_older_run() -> None:
+    assert decided([*OPEN, *under("newer", failed("a", Status.CRASHED))], LOOSE) == "native"
+    assert decided([*under("older", failed("a", Status.CRASHED)), *OPEN], LOOSE) == "a"
+
+
+@given(st.permutations(range(3)))
+def test_each_run_comes_once_the_newest_first(places: Sequence[int]) -> None:
+    names = [str(place) for place in places]
+    rows = [r for name in names for r in under(name, record("native", 1.0), record("a", 2.0))]
+    assert [{r.run for r in run} for run in runs(rows)] == [{name} for name in reversed(names)]
+
+
 # Which records count
 
 
@@ -288,7 +462,7 @@ def test_what_ended_a_process_is_remembered_beyond_its_run() -> None:
     crashed = failed("a", Status.CRASHED)
     old = [record("native", 10.0), crashed, record("b", 1.0)]
     new = [record("native", 10.0, run="second"), record("c", 5.0, run="second")]
-    assert crashed in latest_run([*old, *new])
+    assert crashed in next(runs([*old, *new]))
     found = pick(*old, *new)
     assert found.candidate == "c"
     assert state_of(found, "a") is Status.CRASHED
@@ -361,8 +535,9 @@ def test_a_decision_is_for_a_candidate_that_may_win(records: list[Record], held_
         assert verdict.reason == found.reason
         assert verdict.record.error is None or verdict.record.error <= (found.bound or 0.0)
         assert (verdict.record.workspace_bytes or 0) <= held_to.memory_bytes
-    if found.candidate != "native" and found.margin is not None:
+    if found.candidate != "native" and found.margin is not None and "less memory" not in found.reason:
         assert found.margin > max(0.02, held_to.noise)
+    assert found.margin is None or found.margin >= 0
 
 
 @given(measured(), limits, st.sampled_from([2.0**-20, 0.5, 2.0, 1024.0]))

@@ -23,7 +23,8 @@ from replay import Benches, ReplayBench, Run, VirtualClock, nothing_is_timed, re
 from autoconv import device_lock, dispatch, environment, measurer, settings
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, algorithms
-from autoconv.decision import Source
+from autoconv.algorithms import candidates as algorithm_candidates
+from autoconv.decision import Decision, Source
 from autoconv.dispatch import Dispatcher
 from autoconv.environment import Environment
 from autoconv.errors import AccuracyError, AutoconvWarning, ReadOnlyError, StoreError, TuningError
@@ -76,7 +77,7 @@ def asked(policy: str = "auto", **changes: object) -> Settings:
 
 def dispatcher_over(
     store: Store,
-    bench: Callable[[Problem, mx.Device], Any] = nothing_is_timed,
+    bench: Callable[..., Any] = nothing_is_timed,
     among: Sequence[Algorithm] = REGISTRY,
 ) -> Dispatcher:
     clock = bench.clock if isinstance(bench, Benches) else VirtualClock()
@@ -89,6 +90,10 @@ def measure(store: Store, *problems: Problem, table: dict[str, Run | Exception] 
         made = dispatcher_over(store, Benches(table or A_WINS))
         for problem in problems:
             made.decide(problem, asked("measure"), CPU)
+
+
+def state(found: Decision, name: str) -> Status:
+    return next(v.status for v in found.verdicts if v.record.candidate == name)
 
 
 # The policies
@@ -220,6 +225,69 @@ def test_more_memory_than_was_tried_with_is_a_reason_to_time_again() -> None:
     assert "a" not in first.made[0][1].started()
     assert dispatcher_over(store, second, among).decide(PROBLEM, large, CPU).candidate == "a"
     assert second.problems == [PROBLEM]
+
+
+LONG = Problem.parse((1, 16, 8, 8, 4), (8, 3, 3, 3, 4), padding=1)
+HUNGRY = [REGISTRY[0], replayed("a", 1, outputs=9), REGISTRY[2]]
+HUNGRY_WINS: dict[str, Run | Exception] = {
+    "native": Run((6 * MS,)),
+    "a": Run((3 * MS,)),
+    "a(frames=4)": Run((4 * MS,)),
+    "b": Run((5 * MS,)),
+}
+ENOUGH_FOR_CHUNKS = 3 * LONG.output_bytes + 10_000
+
+
+def test_what_is_over_the_limit_is_timed_in_chunks(store: Store) -> None:
+    benches = Benches(HUNGRY_WINS)
+    tight = asked("measure", memory_limit=ENOUGH_FOR_CHUNKS)
+    found = dispatcher_over(store, benches, HUNGRY).decide(LONG, tight, CPU)
+    assert found.candidate == "a(frames=4)"
+    assert benches.made[0][1].started() == ["native", "a(frames=4)", "b"]
+    assert state(found, "a") is Status.OVER_MEMORY
+    assert [c.name for c in (dispatcher_over(store, among=HUNGRY).candidate(found, LONG, CPU),)] == ["a(frames=4)"]
+
+
+@pytest.mark.parametrize("first", ["loose", "tight"])
+def test_one_database_holds_what_was_timed_under_several_limits(store: Store, first: str) -> None:
+    limits = {"loose": 10**9, "tight": ENOUGH_FOR_CHUNKS}
+    winners = {"loose": "a", "tight": "a(frames=4)"}
+    for name in (first, *(name for name in limits if name != first)):
+        benches = Benches(HUNGRY_WINS)
+        made = dispatcher_over(store, benches, HUNGRY)
+        assert made.decide(LONG, asked("measure", memory_limit=limits[name]), CPU).candidate == winners[name]
+        assert benches.problems == [LONG]
+    for name in (*limits, *limits):  # and nothing is timed any more
+        assert (
+            dispatcher_over(store, among=HUNGRY).decide(LONG, asked(memory_limit=limits[name]), CPU).candidate
+            == winners[name]
+        )
+
+
+def test_where_nothing_may_be_timed_what_fits_of_a_run_without_chunks_is_taken() -> None:
+    store = qualified()
+    dispatcher_over(store, Benches(HUNGRY_WINS), HUNGRY).decide(LONG, asked("measure"), CPU)
+    tight = asked("predict", memory_limit=ENOUGH_FOR_CHUNKS)
+    found = dispatcher_over(store, among=HUNGRY).decide(LONG, tight, CPU)
+    assert (found.candidate, found.source) == ("b", Source.DATABASE)
+
+
+def test_peaks_are_measured_where_a_tuning_is_asked_for_and_not_inside_calls() -> None:
+    table: dict[str, Run | Exception] = {
+        "native": Run((6 * MS,), peak=PROBLEM.bytes + 10**6),
+        "a": Run((3 * MS,), peak=PROBLEM.bytes + 5 * 10**6),
+        "b": Run((4 * MS,), peak=PROBLEM.bytes),
+    }
+    for inside in (True, False):
+        store, benches = qualified(), Benches(table)
+        made = dispatcher_over(store, benches)
+        ask = made.decide if inside else made.tune
+        assert ask(PROBLEM, asked("measure"), CPU).candidate == "a"
+        asked_for = [name for method, name, _ in benches.made[0][1].calls if method == "peak_bytes"]
+        assert asked_for == ([] if inside else ["native", "a", "b"])
+        # What was measured is what counts: `a` needs 5 MB, and its estimate is none.
+        later = dispatcher_over(store).decide(PROBLEM, asked("predict", memory_limit="4MB"), CPU)
+        assert later.candidate == ("a" if inside else "b")
 
 
 def test_by_default_a_workspace_may_take_three_fifths_of_the_memory() -> None:
@@ -397,7 +465,7 @@ def test_under_auto_other_threads_are_native_while_one_is_timing() -> None:
     timing, may_go_on = threading.Event(), threading.Event()
     found = []
 
-    def bench(problem: Problem, device: mx.Device) -> ReplayBench:
+    def bench(problem: Problem, device: mx.Device, **_: float) -> ReplayBench:
         timing.set()
         assert may_go_on.wait(60)
         return benches(problem, device)
@@ -593,17 +661,26 @@ def test_tune_refuses_a_database_that_is_only_read_before_it_times(shipped: Path
 HUGE = Problem.parse((1, 2048, 1024, 1024, 2), (2, 1, 1, 1, 2))
 
 
-def test_an_array_past_the_index_range_is_native_and_never_timed() -> None:
+def test_an_array_past_the_index_range_is_native_until_it_is_timed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     store = qualified()
     assert not HUGE.addressable
-    made = dispatcher_over(store)
-    for policy in POLICIES:
-        found = made.decide(HUGE, asked(policy), CPU)
+    for policy in ("predict", "record", "off"):
+        found = dispatcher_over(store).decide(HUGE, asked(policy), CPU)
         assert (found.candidate, found.source) == ("native", Source.NATIVE)
-    assert "2^31-1 elements" in made.decide(HUGE, asked("measure"), CPU).reason
-    with pytest.raises(TuningError, match="2\\^31-1 elements"):
-        made.tune(HUGE, asked(), CPU)
-    assert store.records(HERE.id, HUGE) == []
+    monkeypatch.setattr(environment, "free_bytes", lambda _: 10**12)
+    whole = [c for c in algorithm_candidates(HUGE, "cpu", REGISTRY, 6e8) if c.chunks]
+    assert [c.algorithm.name for c in whole] == ["native", "a", "b"]
+    names = [c.name for c in whole]
+    table = {**dict.fromkeys(names, Run((9 * MS,), error=1e-6)), names[1]: Run((3 * MS,), error=2e-6)}
+    benches = Benches(table)
+    found = dispatcher_over(store, benches).decide(HUGE, asked("measure"), CPU)
+    assert (found.candidate, found.source) == (names[1], Source.MEASURED)
+    assert benches.made[0][1].started() == names
+    states = {v.record.candidate: v.status for v in found.verdicts}
+    assert [states[name] for name in ("native", "a", "b")] == [Status.NOT_STARTED] * 3
+    again = dispatcher_over(store)
+    assert again.decide(HUGE, asked(), CPU).candidate == names[1]
+    assert again.candidate(again.decide(HUGE, asked(), CPU), HUGE, CPU).name == names[1]
 
 
 def test_a_device_that_died_is_not_timed_on_again() -> None:
@@ -629,7 +706,7 @@ def test_what_lost_the_device_is_not_tried_again_by_the_next_process(store: Stor
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("no"), MemoryError()])
 def test_operands_that_do_not_fit_are_a_reason_to_be_native(error: Exception) -> None:
-    def bench(problem: Problem, device: mx.Device) -> NoReturn:
+    def bench(problem: Problem, device: mx.Device, **_: float) -> NoReturn:
         raise error
 
     store = qualified()
@@ -687,7 +764,7 @@ benches = Benches({"native": Run(), "a": Run(), "b": Run()})
 class Deadly:
     def __getattr__(self, name):
         return getattr(self.bench, name)
-    def __init__(self, problem, device):
+    def __init__(self, problem, device, **_):
         self.bench = benches(problem, device)
     def verify(self, candidate):
         if candidate.name == "a":
@@ -809,7 +886,7 @@ def test_a_barred_algorithm_is_not_used_and_named_once(unqualified: Callable[...
 def test_a_device_that_dies_while_it_is_qualified_is_not_timed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
 
-    def bench(problem: Problem, device: mx.Device) -> ReplayBench:
+    def bench(problem: Problem, device: mx.Device, **_: float) -> ReplayBench:
         begun.append(problem)
         return ReplayBench({**A_WINS, "a": RuntimeError("illegal memory access")}, dies_with="a")
 
@@ -871,7 +948,7 @@ def test_decisions_are_counted_by_source() -> None:
 
 ALL_KINDS: dict[str, Run | Exception] = {
     "native": Run((9 * MS,)),
-    "fast": Run((3 * MS,), error=3e-7),
+    "fast": Run((3 * MS,), error=3e-7, peak=12_300_000),
     "broken": RuntimeError("no kernel\nfor this"),
     "wrong": Run((1 * MS,), wrong="the result is not finite"),
     "loose": Run((1 * MS,), error=0.01),
@@ -920,6 +997,8 @@ def test_an_explanation_says_of_every_candidate_why_it_was_or_was_not_taken(
     ):
         assert said in lines[name], name
     assert "3.00x" in lines["fast"]
+    assert lines["fast"].split()[5:9] == ["3.0e-07", "1.0e-05", "0.0", "12.3"]  # error, bound, workspace, peak
+    assert "0.60 GB beyond input, weight and output" in text
     assert "3.00 times as fast as native" in lines["fast"]
     assert "fast, from database: " in text
     assert str(HERE) in text
@@ -945,6 +1024,7 @@ def test_an_explanation_as_json_holds_the_same(explained: tuple[Dispatcher, Memo
     }
     fast = next(c for c in read["candidates"] if c["candidate"] == "fast")
     assert (fast["median_us"], fast["error"], fast["speedup"]) == (3000.0, 3e-7, pytest.approx(3.0))
+    assert (fast["bound"], fast["workspace_bytes"], fast["peak_bytes"]) == (1e-5, 0, 12_300_000)
     assert read["not_measured"] == ["new"]
 
 
@@ -957,6 +1037,32 @@ def test_a_shape_that_is_not_known_is_explained_as_json_too() -> None:
 
 
 # On a real device, with everything as it is
+
+
+@pytest.mark.skipif(mx.default_device() == mx.gpu, reason="MLX's scratch on GPUs is its own")
+@pytest.mark.parametrize("compiled", [False, True], ids=["called", "compiled"])
+def test_a_call_under_a_limit_takes_no_more_than_that(compiled: bool) -> None:
+    from autoconv import conv3d
+
+    input, weight = mx.random.normal((1, 16, 32, 32, 8)), mx.random.normal((8, 3, 3, 3, 8))
+    expected = mx.conv3d(input, weight, padding=1)
+    mx.eval(input, weight, expected)
+    limit = 2 * 10**6  # native takes 14 MB
+
+    def limited(x: mx.array, w: mx.array) -> mx.array:
+        return conv3d(x, w, padding=1, policy="measure", memory_limit=limit)
+
+    limited(input, weight)  # which times it
+    run = mx.compile(limited) if compiled else limited
+    mx.eval(run(input, weight))
+    mx.synchronize()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    output = run(input, weight)
+    mx.eval(output)
+    mx.synchronize()
+    assert mx.get_peak_memory() - before - output.nbytes <= limit
+    assert mx.allclose(output, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_a_real_device_is_qualified_timed_and_remembered(
@@ -988,7 +1094,7 @@ def test_a_real_device_is_qualified_timed_and_remembered(
 
 
 def test_what_can_never_be_timed_is_not_noted_for_later() -> None:
-    huge = Problem.parse((1, 86, 482, 834, 96), (3, 3, 3, 3, 96))
+    huge = Problem.parse((1, 2, 1, 1, 2**16), (2**15, 2, 1, 1, 2**16))  # its weight is what is too large
     store = qualified()
     for policy in ("auto", "measure", "record"):
         found = dispatcher_over(store).decide(huge, asked(policy), CPU)

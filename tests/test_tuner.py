@@ -21,7 +21,7 @@ from autoconv.problem import Problem
 from autoconv.record import MAX_DETAIL, Record, Status
 from autoconv.tuning.bench import DeviceBench
 from autoconv.tuning.tuner import CEILING_SLACK, Guard, Plan, tune
-from autoconv.tuning.verification import Verdict
+from autoconv.tuning.verification import MIN_PART, Verdict
 
 PROBLEM = Problem.parse((1, 4, 8, 8, 4), (8, 3, 3, 3, 4), padding=1)
 MS = 1e-3
@@ -193,6 +193,53 @@ def test_a_workspace_over_the_limit_is_not_tried() -> None:
     assert (found["large"].status, found["large"].workspace_bytes) == (Status.OVER_MEMORY, 1_000_001)
 
 
+HUGE = Problem.parse((1, 2048, 1024, 1024, 2), (2, 1, 1, 1, 2))
+
+
+def test_past_the_index_range_only_chunks_are_started() -> None:
+    """Native as a whole has ended processes there."""
+    whole = contenders("native", "a")
+    cut = [Candidate(c.algorithm, (("frames", 64),)) for c in whole]
+    bench = ReplayBench({c.name: Run((5 * MS,), error=2e-3) for c in cut})
+    field = [whole[0], cut[0], whole[1], cut[1]]
+    found = tune(HUGE, "somewhere", "cpu", field, bench, clock=bench.clock)
+    assert [r.status for r in found] == [Status.NOT_STARTED, Status.OK, Status.NOT_STARTED, Status.OK]
+    assert bench.started() == ["native(frames=64)", "a(frames=64)"]
+    assert "2^31-1 elements" in found[0].detail
+
+
+def test_where_native_is_left_out_native_in_chunks_sets_the_bound() -> None:
+    native, other = replayed("native", 0, workspace=100), replayed("a", 1)
+    candidates = [Candidate(native), Candidate(native, (("frames", 1),)), Candidate(other)]
+    bench = ReplayBench({"native(frames=1)": Run((5 * MS,), error=9e-4), "a": Run((5 * MS,), error=1.7e-3)})
+    found = tune(PROBLEM, "somewhere", "cpu", candidates, bench, Plan(memory_bytes=50), clock=bench.clock)
+    assert [r.status for r in found] == [Status.OVER_MEMORY, Status.OVER_MEMORY, Status.INACCURATE]
+    fits = Plan(memory_bytes=50 + 8 * PROBLEM.bytes)
+    native = replayed("native", 0, workspace=fits.memory_bytes + 1)  # type: ignore[arg-type]
+    candidates[0] = Candidate(native)
+    found = tune(PROBLEM, "somewhere", "cpu", candidates[:1] + candidates[1:], bench, fits, clock=bench.clock)
+    assert [r.status for r in found] == [Status.OVER_MEMORY, Status.OK, Status.OK]
+
+
+def test_peaks_are_measured_where_they_are_asked_for_after_all_times() -> None:
+    table: dict[str, Run | Exception] = {
+        "native": Run((5 * MS,), peak=1000),
+        "a": Run((4 * MS,), peak=2000),
+        "wrong": Run((MS,), wrong="zeros"),
+        "dies": Run((5 * MS,), peak=RuntimeError("out of memory")),
+    }
+    bench = ReplayBench(table)
+    found = race({}, bench=bench, plan=Plan(peaks=True))
+    assert {name: r.peak_bytes for name, r in found.items()} == {"native": 1000, "a": 2000, "wrong": None, "dies": None}
+    assert found["dies"].status is Status.OUT_OF_MEMORY
+    assert found["dies"].samples_us == ()
+    methods = [method for method, _, _ in bench.calls]
+    assert methods.index("peak_bytes") > max(i for i, m in enumerate(methods) if m != "peak_bytes")
+    unmeasured = ReplayBench(table)
+    assert all(r.peak_bytes is None for r in race({}, bench=unmeasured).values())
+    assert "peak_bytes" not in {method for method, _, _ in unmeasured.calls}
+
+
 def test_what_ended_a_process_is_not_started_again() -> None:
     bench = ReplayBench({"native": steady(5), "a": steady(1), "b": steady(1)})
     found = race({}, bench=bench, plan=Plan(crashed=frozenset({"a"})))
@@ -267,6 +314,15 @@ def test_short_convolutions_are_repeated_within_a_sample(milliseconds: float, re
     assert samples[:2] == [1, 1]  # the first run of each
     assert set(samples[2:]) == {repetitions}
     assert found["native"].samples_us[-1] == pytest.approx(milliseconds * 1000)  # of one, not of all
+
+
+@pytest.mark.parametrize(("limit", "repetitions"), [(20, 20), (19.9, 1)])
+def test_short_convolutions_are_not_repeated_where_that_would_take_too_much(limit: float, repetitions: int) -> None:
+    """All repetitions may live at a time; and all candidates are repeated alike."""
+    more = PROBLEM.output_bytes + min(PROBLEM.input_bytes, PROBLEM.weight_bytes)
+    bench = ReplayBench({"native": steady(0.1), "a": steady(0.1)})
+    race({}, replayed("a", workspace=1000), bench=bench, plan=Plan(memory_bytes=limit * (more + 1000)))
+    assert {n for method, _, n in bench.calls[4:] if method == "sample"} == {repetitions}
 
 
 @pytest.mark.parametrize("budget_s", [0.2, 0.3, 0.4])
@@ -418,15 +474,15 @@ def test_what_is_not_started_leaves_no_note() -> None:
 
 def test_a_record_says_where_it_comes_from() -> None:
     algorithm = replayed("a", version=7, workspace=123)
-    candidate = Candidate(algorithm, (("frames", 8), ("sum", "float32")))
+    candidate = Candidate(algorithm, (("parts", 8), ("sum", "float32")))
     field = (*contenders("native"), candidate)
     bench = ReplayBench({"native": steady(5), candidate.name: Run((4 * MS,), error=3e-7)})
     first = tune(PROBLEM, "somewhere", "cpu", field, bench, clock=bench.clock, now=lambda: 77.0)
     again = tune(PROBLEM, "somewhere", "cpu", field, bench, clock=bench.clock)
     record = first[1]
-    assert record.candidate == "a(frames=8,sum=float32)"
+    assert record.candidate == "a(parts=8,sum=float32)"
     assert (record.problem, record.environment) == (PROBLEM.key, "somewhere")
-    assert (record.algorithm, record.version, record.parameters) == ("a", 7, "frames=8,sum=float32")
+    assert (record.algorithm, record.version, record.parameters) == ("a", 7, "parts=8,sum=float32")
     assert (record.error, record.workspace_bytes, record.created) == (3e-7, 123, 77.0)
     assert record.library == __version__
     assert set(record.samples_us) == {4000.0}
@@ -551,6 +607,90 @@ def test_a_race_leaves_no_trace_in_mlx() -> None:
     assert mx.default_stream(mx.default_device()) == stream
     assert mx.get_peak_memory() >= peak >= 16_000_000
     assert cache_after == 123_456_789
+
+
+needs_cpu = pytest.mark.skipif(mx.default_device() == mx.gpu, reason="MLX's scratch on GPUs is its own")
+MODERATE = Problem.parse((1, 12, 24, 24, 8), (8, 3, 3, 3, 8), "float16", padding=1)
+
+
+@needs_cpu
+def test_the_peak_of_a_run_has_its_operands_and_what_it_takes_besides() -> None:
+    held = mx.ones((1_000_000,))
+    mx.eval(held)
+    bench = DeviceBench(MODERATE, CPU)
+    for candidate in candidates(MODERATE, "cpu", memory_bytes=10**6):
+        bench.verify(candidate)
+        estimate = MODERATE.bytes + candidate.cost(MODERATE, "cpu").workspace_bytes
+        assert 0.75 * estimate <= bench.peak_bytes(candidate) <= 1.1 * estimate, candidate.name
+
+
+@needs_cpu
+@pytest.mark.parametrize("limit", [2 * 10**5, 10**6, 10**7])
+def test_a_tuning_takes_its_operands_one_output_and_the_limit_at_most(limit: int) -> None:
+    """What candidates take, and results yet to be checked, scaled operands, and what operands are made of, too."""
+    problem = MODERATE
+    mx.synchronize()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    bench = DeviceBench(problem, CPU, memory_bytes=limit)
+    making = mx.get_peak_memory() - before
+    assert making <= problem.input_bytes + problem.weight_bytes + max(limit, 24 * MIN_PART)
+    mx.reset_peak_memory()
+    field = candidates(problem, "cpu", memory_bytes=limit)
+    found = tune(problem, "here", "cpu", field, bench, Plan(memory_bytes=limit, budget_s=0.02))
+    assert sum(r.status is Status.OK for r in found) >= 3
+    # The tuner's own arrays and what the candidate takes each keep to the limit.
+    assert mx.get_peak_memory() - before <= problem.bytes + 2 * limit
+
+
+def test_results_that_there_is_no_room_to_keep_are_checked_at_once() -> None:
+    problem = REAL["float32"]
+    roomy, tight = DeviceBench(problem, CPU), DeviceBench(problem, CPU, memory_bytes=problem.output_bytes)
+    first, second = candidates(problem, "cpu")[:2]
+    for bench in (roomy, tight):
+        for candidate in (first, second):
+            bench.verify(candidate)
+            bench.sample(candidate, 1)
+    kept = [[isinstance(e.last, mx.array) for e in bench._entries.values()] for bench in (roomy, tight)]
+    assert kept == [[True, True], [True, False]]
+    for bench in (roomy, tight):
+        for candidate in (first, second):
+            verdict = bench.verify_last(candidate)
+            assert (verdict.wrong, verdict.error < 1e-5) == ("", True)
+    with pytest.raises(ValueError, match="has not been timed"):
+        tight.verify_last(second)
+
+
+@pytest.mark.parametrize(
+    ("limit", "scaled"),
+    [(math.inf, "input"), (REAL["float16"].input_bytes - 1, "weight"), (1, "")],
+)
+def test_what_is_scaled_for_float16_is_what_there_is_room_for(
+    limit: float, scaled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem.parse((1, 6, 12, 12, 8), (2, 1, 1, 1, 8), "float16")
+    if scaled == "weight":
+        limit = problem.input_bytes - 1
+    bench = DeviceBench(problem, CPU, memory_bytes=limit)
+    peaks: list[tuple[float, float]] = []
+    native = algorithms()[0]
+
+    def build(problem: Problem) -> Convolution:
+        run = native.build(problem)
+
+        def noted(input: mx.array, weight: mx.array, /) -> mx.array:
+            peaks.append((float(mx.abs(input).max()), float(mx.abs(weight).max())))
+            return run(input, weight)
+
+        return noted
+
+    verdict = bench.verify(Candidate(Algorithm("noted", 1, 1, build, native.cost)))
+    assert (verdict.wrong, verdict.error < 2e-3) == ("", True)
+    first, *again = peaks
+    grown = (
+        [name for name, a, b in zip(("input", "weight"), first, again[0], strict=True) if b > 8 * a] if again else []
+    )
+    assert grown == ([scaled] if scaled else [])
 
 
 def test_the_clock_of_a_bench_is_passed_in() -> None:

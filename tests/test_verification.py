@@ -15,13 +15,15 @@ from reference import Array, convolve
 from strategies import problems
 
 from autoconv import accuracy
-from autoconv.problem import Problem
+from autoconv.problem import MAX_ELEMENTS, Problem
+from autoconv.tuning import verification
 from autoconv.tuning.verification import (
     CHANNELS,
     HALF_PEAK,
     OUTLIER_SCALE,
     POSITIONS,
     Reference,
+    blocks_of,
     half_scale,
     judge,
     make_operands,
@@ -388,3 +390,52 @@ def test_errors_of_two_precisions_in_one_result_are_no_fault() -> None:
     assert 1e-4 < verdict.error < 3e-4
     found[-1, -1] = 0.0
     assert judge(found, exact).wrong
+
+
+# Arrays too large for one kernel
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 400))
+def test_blocks_cover_an_array_once_and_are_no_larger_than_asked(shape: list[int], elements: int) -> None:
+    seen = np.zeros(shape, int)
+    for block in blocks_of(shape, elements):
+        assert seen[block].size <= elements
+        seen[block] += 1
+    assert (seen == 1).all()
+
+
+def test_blocks_of_an_array_past_the_index_range_are_within_it() -> None:
+    shape = (1, 5, 2**16, 2**15, 2)
+    sizes = [math.prod(s.stop - s.start for s in block) for block in blocks_of(shape, MAX_ELEMENTS)]
+    assert max(sizes) <= MAX_ELEMENTS
+    assert sum(sizes) == math.prod(shape)
+
+
+@pytest.mark.parametrize("part", [64, 1000])
+def test_operands_made_by_parts_are_as_random_and_as_hard(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.parse((2, 6, 20, 20, 8), (16, 3, 3, 3, 8))
+    monkeypatch.setattr(verification, "MAX_PART", part)
+    monkeypatch.setattr(verification, "MIN_PART", part)
+    first, again, other = (make_operands(problem, seed)[0] for seed in (0, 0, 1))
+    assert mx.array_equal(first, again)
+    assert not mx.array_equal(first, other)
+    values = np.asarray(first).ravel()
+    assert np.unique(values).size > 0.99 * values.size  # no part is like another
+    assert (np.abs(values) > 29).mean() == pytest.approx(1e-3, rel=0.6)
+    assert np.abs(values).mean() == pytest.approx(0.53, rel=0.05)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("limit", [MAX_ELEMENTS, 50])
+def test_one_value_anywhere_that_is_not_finite_is_seen(bad: float, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.parse((1, 6, 9, 9, 2), (3, 1, 1, 1, 2))
+    input, weight = make_operands(problem)
+    reference = Reference(problem, input, weight)
+    output = mx.array(np.array(mx.conv3d(input, weight)))
+    assert reference.check(output).wrong == ""
+    monkeypatch.setattr(verification, "MAX_ELEMENTS", limit)
+    peak = reference.check(output).peak
+    assert peak == pytest.approx(float(mx.abs(output).max()))
+    output[0, 2, 3, 4, 1] = bad
+    assert (0, 2, 3, 4) not in reference.positions
+    assert reference.check(output).wrong == "the result is not finite"

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import pkgutil
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 from autoconv.algorithms._adjoint import adjoint
-from autoconv.algorithms._algorithm import Algorithm, Candidate, Convolution
-from autoconv.problem import Kind, Problem
+from autoconv.algorithms._algorithm import Algorithm, Candidate, Convolution, chunk_bytes
+from autoconv.algorithms._chunks import PARAMETERS, keeps_derivatives, largest, parts
+from autoconv.problem import MAX_ELEMENTS, Kind, Problem
 
 __all__ = ["Algorithm", "Candidate", "Convolution", "algorithms", "candidates", "find"]
+
+SLACK = 1.15
+"""What an estimate of a chunk's memory may be too low by; what it takes is to be within the limit."""
 
 
 @functools.cache
@@ -28,28 +35,119 @@ def algorithms() -> tuple[Algorithm, ...]:
     return tuple(sorted(found, key=lambda algorithm: (algorithm.order, algorithm.name)))
 
 
-def candidates(problem: Problem, backend: str, among: tuple[Algorithm, ...] | None = None) -> tuple[Candidate, ...]:
+def candidates(
+    problem: Problem,
+    backend: str,
+    among: tuple[Algorithm, ...] | None = None,
+    memory_bytes: float = math.inf,
+) -> tuple[Candidate, ...]:
     """Every candidate that applies to a problem on a backend, in the order by which ties are settled.
+
+    Those that compute all at once come whatever they need. Where one needs too much, the same in chunks comes as well:
+    as large chunks as stay within `memory_bytes` and within 2^31-1 elements an array.
 
     Args:
         problem: The problem.
         backend: `"metal"`, `"cuda"` or `"cpu"`.
         among: The algorithms to take them from. Default: all.
+        memory_bytes: Bytes that a candidate may take beyond input, weight and output. Default: any number.
     """
     known = algorithms() if among is None else among
     if problem.kind is Kind.INPUT_GRADIENT:
-        found = adjoint(problem)
-        if found is None:  # no output sees the input, and zeros need no algorithm
+        of = adjoint(problem)
+        if of is None:  # no output sees the input, and zeros need no algorithm
             return tuple(Candidate(a) for a in known if a.name == "native")
-        return candidates(found.problem, backend, known)
-    return tuple(
-        Candidate(algorithm, tuple(sorted(parameters.items())))
-        for algorithm in known
-        if problem.kind in algorithm.kinds
-        for parameters in algorithm.parameters(problem, backend)
-    )
+        return candidates(of.problem, backend, known, memory_bytes)
+    found: list[Candidate] = []
+    for algorithm in known:
+        if problem.kind not in algorithm.kinds:
+            continue
+        whole = [_candidate(algorithm, parameters) for parameters in algorithm.parameters(problem, backend)]
+        found += whole
+        if problem.kind is Kind.FORWARD:
+            found += _in_chunks(problem, backend, algorithm, whole, memory_bytes)
+    return tuple(found)
 
 
 def find(name: str, problem: Problem, backend: str, among: tuple[Algorithm, ...] | None = None) -> Candidate | None:
-    """The candidate of that name, such as `kd_decomposition(sum=float32)`; None where no such one applies."""
-    return next((c for c in candidates(problem, backend, among) if c.name == name), None)
+    """The candidate of that name, such as `kd_decomposition(sum=float32)`; None where no such one applies.
+
+    One in chunks, such as `native(frames=8)`, is found whatever memory there is.
+    """
+    whole = next((c for c in candidates(problem, backend, among) if c.name == name), None)
+    return whole or _find_in_chunks(name, problem, backend, algorithms() if among is None else among)
+
+
+def _candidate(algorithm: Algorithm, parameters: Mapping[str, str | int]) -> Candidate:
+    return Candidate(algorithm, tuple(sorted(parameters.items())))
+
+
+def _in_chunks(
+    problem: Problem, backend: str, algorithm: Algorithm, whole: Sequence[Candidate], memory_bytes: float
+) -> Iterator[Candidate]:
+    """The largest chunks for each set of parameters whose candidate needs too much as a whole, or is none.
+
+    An estimate of no workspace is that of MLX's own kernels on GPUs, whose scratch is not known. They are offered in
+    chunks as well where the limit is below what input, weight and output take: scratch is of their order, and below
+    that limit a measurement may well find too much.
+    """
+    wanted = [
+        dict(candidate.items)
+        for candidate in whole
+        if not problem.addressable
+        or (
+            memory_bytes < math.inf
+            and (candidate.cost(problem, backend).workspace_bytes or problem.bytes) > memory_bytes
+        )
+    ]
+    if _may_pass_index(problem):
+        known = [dict(candidate.items) for candidate in whole]
+        sets = [list(algorithm.parameters(part, backend)) for part in _smallest(problem)]
+        wanted += [dict(p) for p in (sets[0] if sets else []) if p not in known and all(p in s for s in sets)]
+    for parameters in wanted:
+
+        def fits(part: Problem, own: Mapping[str, str | int] = parameters) -> bool:
+            if not (part.addressable and keeps_derivatives(problem, part)):
+                return False
+            if own not in algorithm.parameters(part, backend):
+                return False
+            return SLACK * chunk_bytes(part, algorithm.cost(part, backend, **own)) <= memory_bytes
+
+        found = largest(problem, fits)
+        if found is not None:
+            yield _candidate(algorithm, {**parameters, **found})
+
+
+def _may_pass_index(problem: Problem) -> bool:
+    """Whether some algorithm's array may have more than 2^31-1 elements; none has more than all taps' inputs."""
+    taps = math.prod(problem.weight_shape[1:4])
+    pads = math.prod(map(sum, zip(problem.input_shape[1:4], problem.padding_low, problem.padding_high, strict=True)))
+    padded = problem.input_shape[0] * pads * problem.input_shape[4] * math.prod(problem.input_dilation)
+    return taps * max(padded, math.prod(problem.output_shape), math.prod(problem.weight_shape)) > MAX_ELEMENTS
+
+
+def _smallest(problem: Problem) -> list[Problem]:
+    """The different smallest chunks of a problem."""
+    frames = list(parts(problem, 1))
+    return frames if all(part.addressable for part in frames) else list(parts(problem, 1, 1))
+
+
+def _find_in_chunks(name: str, problem: Problem, backend: str, among: Sequence[Algorithm]) -> Candidate | None:
+    read = re.fullmatch(r"(\w+)\((\w+=\w+(?:,\w+=\w+)*)\)", name)
+    algorithm = next((a for a in among if read and a.name == read[1]), None)
+    if read is None or algorithm is None or problem.kind is not Kind.FORWARD:
+        return None
+    given = dict(pair.split("=") for pair in read[2].split(","))
+    chunks = {key: int(given[key]) for key in PARAMETERS if re.fullmatch(r"[1-9]\d{0,9}", given.get(key, ""))}
+    own = {key: value for key, value in given.items() if key not in chunks}
+    if "frames" not in chunks:
+        return None
+    offers = [
+        [dict(p) for p in algorithm.parameters(part, backend) if {k: str(v) for k, v in p.items()} == own]
+        for part in parts(problem, **chunks)
+        if part.addressable
+    ]
+    if not offers or not all(offers) or len(offers) < len(parts(problem, **chunks)):
+        return None
+    found = _candidate(algorithm, {**offers[0][0], **chunks})
+    return found if found.name == name else None

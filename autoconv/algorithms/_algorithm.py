@@ -1,12 +1,17 @@
-"""What an algorithm is: its name, where it applies, how it runs, what it costs."""
+"""What an algorithm is: its name, where it applies, how it runs, what it costs; and a candidate, which may run it in
+chunks.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from autoconv._backend import mx
+from autoconv.algorithms import _chunks
 from autoconv.algorithms._adjoint import adjoint, adjoint_convolution
 from autoconv.problem import Kind, Problem
 
@@ -74,8 +79,11 @@ class Algorithm:
         order: Its place where times tie; native is 0.
         build: `build(problem, **parameters)` is the convolution ready to run.
         cost: `cost(problem, backend, **parameters)` is what it needs.
-        parameters: `parameters(problem, backend)` are those worth trying; none where it does not apply.
+        parameters: `parameters(problem, backend)` are those worth trying; none where it does not apply. The names
+            `frames` and `rows` are taken: every forward algorithm can be run in chunks, which are no affair of its
+            own.
         kinds: What it computes, of `Kind.FORWARD` and `Kind.WEIGHT_GRADIENT`; it meets no problem of another kind.
+        one_call: Whether it is one 3D convolution of MLX's, with arguments of its own perhaps.
     """
 
     name: str
@@ -85,6 +93,7 @@ class Algorithm:
     cost: Callable[..., Cost]
     parameters: Callable[[Problem, str], Iterable[Parameters]] = _everywhere
     kinds: frozenset[Kind] = frozenset({Kind.FORWARD})
+    one_call: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,19 +118,43 @@ class Candidate:
         """`kd_decomposition(sum=float32)`, or `native` where there are no parameters."""
         return f"{self.algorithm.name}({self.parameters})" if self.items else self.algorithm.name
 
+    @property
+    def chunks(self) -> dict[str, int]:
+        """The most output frames and rows of a chunk; empty where the candidate computes all at once."""
+        return {name: int(value) for name, value in self.items if name in _chunks.PARAMETERS}
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        return {name: value for name, value in self.items if name not in _chunks.PARAMETERS}
+
     def build(self, problem: Problem) -> Convolution:
         """The convolution ready to run; every size is worked out here, so that a call only adds operations."""
         if problem.kind is Kind.INPUT_GRADIENT:
             return adjoint_convolution(problem, self.build)
-        arguments: dict[str, Any] = dict(self.items)
-        return self.algorithm.build(problem, **arguments)
+        build = functools.partial(self.algorithm.build, **self._own)
+        if not self.chunks:
+            found: Convolution = build(problem)
+            return found
+        return _chunks.chunked(problem, build, **self.chunks, one_call=self.algorithm.one_call)
 
     def cost(self, problem: Problem, backend: str) -> Cost:
-        """What it needs on a backend."""
+        """What it needs on a backend.
+
+        A chunk also takes its result, until that is written into the output, and a copy of its input: a slice is not
+        contiguous where there is a batch or it is one of rows, and is copied inside a trace.
+        """
         if problem.kind is Kind.INPUT_GRADIENT:
             return self._cost_of_input_gradient(problem, backend)
-        arguments: dict[str, Any] = dict(self.items)
-        return self.algorithm.cost(problem, backend, **arguments)
+        if not self.chunks:
+            found: Cost = self.algorithm.cost(problem, backend, **self._own)
+            return found
+        flops, moved, workspace = 0, problem.output_bytes, 0
+        for part, count in Counter(piece.problem for piece in _chunks.pieces(problem, **self.chunks)).items():
+            cost = self.algorithm.cost(part, backend, **self._own)
+            flops += count * cost.flops
+            moved += count * (cost.bytes + 2 * part.output_bytes + 2 * part.input_bytes)
+            workspace = max(workspace, chunk_bytes(part, cost))
+        return Cost(flops, moved, workspace)
 
     def _cost_of_input_gradient(self, problem: Problem, backend: str) -> Cost:
         """That of the convolution of the cotangent, and of transposing the weight.
@@ -139,3 +172,8 @@ class Candidate:
             cost.bytes + 2 * problem.weight_bytes + 2 * copy,
             cost.workspace_bytes + problem.weight_bytes + copy,
         )
+
+
+def chunk_bytes(part: Problem, cost: Cost) -> int:
+    """Most bytes alive at a time while one chunk is computed, beyond the whole's input, weight and output."""
+    return cost.workspace_bytes + part.output_bytes + part.input_bytes

@@ -60,4 +60,6 @@ def _cost(problem: Problem, backend: str) -> Cost:
     )
 
 
-ALGORITHM = Algorithm(name="implicit_gemm", version=1, order=1, build=_build, cost=_cost, parameters=_parameters)
+ALGORITHM = Algorithm(
+    name="implicit_gemm", version=1, order=1, build=_build, cost=_cost, parameters=_parameters, one_call=True
+)

@@ -104,4 +104,5 @@ ALGORITHM = Algorithm(
     build=_build,
     cost=_cost,
     kinds=frozenset({Kind.FORWARD, Kind.WEIGHT_GRADIENT}),
+    one_call=True,
 )

@@ -14,8 +14,7 @@ from autoconv.decision import Decision
 from autoconv.environment import Environment
 from autoconv.problem import Problem
 
-COLUMNS = ("candidate", "status", "time ms", "spread", "vs native", "error", "workspace MB", "why")
-
+COLUMNS = ("candidate", "status", "time ms", "spread", "vs native", "error", "bound", "workspace MB", "peak MB", "why")
 
 WORDS = ("candidate", "status", "why")
 """Columns of words; the others are numbers."""
@@ -29,7 +28,7 @@ class Explanation:
         problem: The convolution.
         environment: Where it would run.
         decision: What was chosen, from where, and every candidate that has a record.
-        memory_bytes: Bytes that a candidate's workspace may take.
+        memory_bytes: Bytes that a candidate may take beyond its input, weight and output.
         candidates: Names of all candidates that apply, measured or not.
     """
 
@@ -42,6 +41,7 @@ class Explanation:
     def rows(self) -> list[tuple[str, ...]]:
         """A row of text for each candidate, those that were never measured last; in the order of `COLUMNS`."""
         rows: list[tuple[str, ...]] = []
+        bound = self.decision.bound
         for verdict in self.decision.verdicts:
             record = verdict.record
             median, spread = record.median_us, record.spread
@@ -53,16 +53,22 @@ class Explanation:
                     "" if spread is None else f"{spread:.1%}",
                     "" if verdict.speedup is None else f"{verdict.speedup:.2f}x",
                     "" if record.error is None else f"{record.error:.1e}",
+                    "" if record.error is None or bound is None else f"{bound:.1e}",
                     "" if record.workspace_bytes is None else f"{record.workspace_bytes / 1e6:.1f}",
+                    "" if record.peak_bytes is None else f"{record.peak_bytes / 1e6:.1f}",
                     verdict.reason,
                 )
             )
         measured = {row[0] for row in rows}
-        rows += [(name, "not measured", *[""] * 6) for name in self.candidates if name not in measured]
+        rows += [(name, "not measured", *[""] * (len(COLUMNS) - 2)) for name in self.candidates if name not in measured]
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON: times in microseconds, memory in bytes."""
+        """Everything as plain values for JSON: times in microseconds, memory in bytes.
+
+        `workspace_bytes` is the estimate of what is taken beyond input, weight and output; `peak_bytes` is measured,
+        with them, and null where it was not; `bound` is what the error was held to.
+        """
         decision = self.decision
         return {
             "problem": self.problem.key,
@@ -86,6 +92,7 @@ class Explanation:
                     "spread": v.record.spread,
                     "speedup": v.speedup,
                     "error": _finite(v.record.error),
+                    "bound": decision.bound,
                     "workspace_bytes": v.record.workspace_bytes,
                     "peak_bytes": v.record.peak_bytes,
                     "reason": v.reason,
@@ -98,7 +105,7 @@ class Explanation:
     def summary(self) -> list[str]:
         """Lines above the table: the problem, the device, the decision, and the limits that candidates were held to."""
         decision = self.decision
-        limits = f"workspace at most {self.memory_bytes / 1e9:.2f} GB"
+        limits = f"at most {self.memory_bytes / 1e9:.2f} GB beyond input, weight and output"
         if decision.bound is not None:
             limits = f"error at most {decision.bound:.1e}, {limits}"
         return [

@@ -139,6 +139,9 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
                 "median_us": v.record.median_us,
                 "speedup": v.speedup,
                 "error": v.record.error if v.record.error is None or math.isfinite(v.record.error) else None,
+                "bound": decision.bound if decision else None,
+                "workspace_bytes": v.record.workspace_bytes,
+                "peak_bytes": v.record.peak_bytes,
                 "reason": v.reason,
             }
             for v in (decision.verdicts if decision else ())

@@ -8,6 +8,7 @@ cannot overlap.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ class Bench(Protocol):
         """Compare the result that was timed last with the reference."""
         ...
 
+    def peak_bytes(self, candidate: Candidate) -> int:
+        """Peak of the device's memory during one more run, its input, weight and output included."""
+        ...
+
     def alive(self) -> bool:
         """Whether the device still answers rightly."""
         ...
@@ -61,30 +66,45 @@ def is_out_of_memory(error: BaseException) -> bool:
 @dataclass
 class _Entry:
     run: Convolution
-    last: mx.array | None = None
+    last: mx.array | Verdict | None = None
+    """The last result that was timed; its verdict where it could not be kept."""
 
 
 class DeviceBench:
     """A bench on a real device.
 
+    Beside the operands, and the output of the run that is under way, what it holds takes `memory_bytes` at most:
+    results that are yet to be checked, the scaled operand of float16's second run, and what making the operands takes.
+    Where that is too little, results are checked at once, the weight is scaled rather than the input, or neither.
+
     Args:
-        problem: The problem; must be `addressable`.
+        problem: The problem.
         device: Where to run.
         clock: What time is read from. Default: `time.perf_counter`.
         seed: Of the operands.
+        memory_bytes: Bytes that its own arrays may take. Default: any number.
 
     Raises:
         RuntimeError: what MLX raises when the operands do not fit.
     """
 
-    def __init__(self, problem: Problem, device: mx.Device, *, clock: Clock = time.perf_counter, seed: int = 0) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        device: mx.Device,
+        *,
+        clock: Clock = time.perf_counter,
+        seed: int = 0,
+        memory_bytes: float = math.inf,
+    ) -> None:
         self._problem = problem
+        self._memory_bytes = memory_bytes
         self._clock = clock
         self._stream = timing_stream(device)
         self._entries: dict[Candidate, _Entry] = {}
         mx.synchronize(mx.default_stream(device))  # what the caller has under way is not to be timed
         with mx.stream(self._stream):
-            self._first, self._second = make_operands(problem, seed)
+            self._first, self._second = make_operands(problem, seed, memory_bytes)
             self._reference = Reference(problem, self._first, self._second)
             mx.synchronize(self._stream)
 
@@ -101,9 +121,20 @@ class DeviceBench:
             if verdict.wrong or scale == 1.0:
                 return verdict
             del output
-            large = self._reference.check(entry.run(self._first * scale, self._second), scale)
+            scaled = self._scaled(scale)
+            if scaled is None:
+                return verdict
+            large = self._reference.check(entry.run(*scaled), scale)
         wrong = large.wrong and f"near float16's range, {large.wrong}"
         return Verdict(max(verdict.error, large.error), wrong, verdict.peak)
+
+    def _scaled(self, scale: float) -> tuple[mx.array, mx.array] | None:
+        """Operands whose output is so much larger: by the input if there is room for a copy, else by the weight."""
+        if self._has_room_for(self._first) and self._problem.addressable:
+            return self._first * scale, self._second
+        if self._has_room_for(self._second):
+            return self._first, self._second * scale
+        return None
 
     def sample(self, candidate: Candidate, repetitions: int) -> float:
         """Seconds of one convolution, building its graph included."""
@@ -123,8 +154,13 @@ class DeviceBench:
             mx.eval(output)
             mx.synchronize(self._stream)
             elapsed = self._clock() - start
-        entry.last = output
+            entry.last = output if self._has_room_for(output) else self._reference.check(output)
         return elapsed / repetitions
+
+    def _has_room_for(self, one_more: mx.array) -> bool:
+        """Whether an array of that size can be held beside the results that are yet to be checked."""
+        kept = sum(entry.last.nbytes for entry in self._entries.values() if isinstance(entry.last, mx.array))
+        return kept + one_more.nbytes <= self._memory_bytes
 
     def verify_last(self, candidate: Candidate) -> Verdict:
         """Compare the result that was timed last with the reference, and let go of it."""
@@ -133,8 +169,22 @@ class DeviceBench:
         if last is None:
             msg = f"{candidate.name} has not been timed"
             raise ValueError(msg)
+        if isinstance(last, Verdict):
+            return last
         with mx.stream(self._stream):
             return self._reference.check(last)
+
+    def peak_bytes(self, candidate: Candidate) -> int:
+        """Peak of MLX's memory during one more run, its input, weight and output included; resets MLX's counter."""
+        entry = self._entries[candidate]
+        entry.last = None
+        with mx.stream(self._stream):
+            mx.synchronize(self._stream)
+            others = mx.get_active_memory() - self._first.nbytes - self._second.nbytes
+            mx.reset_peak_memory()
+            mx.eval(entry.run(self._first, self._second))
+            mx.synchronize(self._stream)
+            return mx.get_peak_memory() - others
 
     def alive(self) -> bool:
         """Whether a small matrix product still comes out right."""

@@ -54,12 +54,13 @@ class Plan:
 
     Attributes:
         accuracy: `"native"`, `"strict"` or a relative L2 error.
-        memory_bytes: Bytes that a candidate's workspace may take.
+        memory_bytes: Bytes that a candidate may take beyond input, weight and output, by its estimate.
         budget_s: Seconds of timing, beyond the turns that finalists get in any case.
         limit_s: Seconds after which nothing more is begun; what is not known by then raises `TuningError`.
         ceilings: What the device can do at most, from its qualification; none bounds nothing.
         barred: Algorithms that failed the qualification, and why.
         crashed: Candidates that ended a process before.
+        peaks: Whether to measure each candidate's peak memory, which resets MLX's counter of it.
     """
 
     accuracy: str | float = "native"
@@ -69,6 +70,7 @@ class Plan:
     ceilings: Mapping[str, float] = field(default_factory=dict)
     barred: Mapping[str, str] = field(default_factory=dict)
     crashed: frozenset[str] = frozenset()
+    peaks: bool = False
 
 
 Guard = Callable[[Candidate], AbstractContextManager[None]]
@@ -79,16 +81,24 @@ Guard = Callable[[Candidate], AbstractContextManager[None]]
 class _Progress:
     candidate: Candidate
     workspace_bytes: int
+    again_bytes: int
+    """What one more run takes, while the one before is not over: workspace, output, and what links it to that."""
+
     status: Status = Status.OK
     error: float | None = None
     detail: str = ""
     bound: float = math.inf
+    peak_bytes: int | None = None
     first_s: float = math.inf
     samples_s: list[float] = field(default_factory=list)
 
     @property
     def is_native(self) -> bool:
         return self.candidate.name == NATIVE
+
+    @property
+    def left_out(self) -> bool:
+        return self.status in {Status.OVER_MEMORY, Status.NOT_STARTED}
 
     def drop(self, status: Status, detail: str) -> None:
         self.status, self.detail = status, detail
@@ -126,24 +136,32 @@ def tune(
     """
     plan = plan or Plan()
     start = clock()
-    entries = [_Progress(c, c.cost(problem, backend).workspace_bytes) for c in candidates]
-    native_error = None
+    more = problem.output_bytes + min(problem.input_bytes, problem.weight_bytes)
+    workspaces = [c.cost(problem, backend).workspace_bytes for c in candidates]
+    entries = [_Progress(c, needed, needed + more) for c, needed in zip(candidates, workspaces, strict=True)]
+    native, native_error = entries[0], None
     for entry in entries:
         best = min((e.first_s for e in entries), default=math.inf)
         if not _may_start(entry, problem, backend, plan, best):
             continue
-        least = 2 * bound_s(entry.candidate, problem, backend, plan.ceilings) if entry.is_native else 0.0
+        # Where native is left out, native in chunks, which comes next, is what there is of it.
+        is_native = entry.is_native or (native.left_out and entry.candidate.algorithm.name == NATIVE)
+        least = 2 * bound_s(entry.candidate, problem, backend, plan.ceilings) if is_native else 0.0
         _require_time(clock() - start + least, plan)
-        if not entry.is_native:
+        if not is_native:
             entry.bound = accuracies.bound(plan.accuracy, problem.dtype, native_error)
         with guard(entry.candidate):
             _run_first(entry, bench)
-        if entry.is_native and entry.status is Status.OK:
+        if is_native and entry.status is Status.OK:
             native_error = entry.error
             # Native is known: the others are taken to need about as long, with one run to verify and one to time.
             needed = (clock() - start) + entry.first_s * (2 * (len(entries) - 1) + 2 * FINAL_TURNS)
             _require_time(needed, plan)
     _take_turns([e for e in entries if e.status is Status.OK], bench, plan, start, clock)
+    if plan.peaks:
+        for entry in entries:
+            if entry.status is Status.OK:
+                _measure_peak(entry, bench)
     run, created = uuid.uuid4().hex, now()
     return [
         Record(
@@ -156,6 +174,7 @@ def tune(
             samples_us=tuple(round(s * 1e6, 3) for s in e.samples_s),
             error=e.error,
             workspace_bytes=e.workspace_bytes,
+            peak_bytes=e.peak_bytes,
             detail=e.detail[:MAX_DETAIL],
             run=run,
             created=created,
@@ -178,6 +197,8 @@ def _may_start(entry: _Progress, problem: Problem, backend: str, plan: Plan, bes
         entry.drop(Status.CRASHED, "the process ended while it ran; not tried again")
     elif algorithm in plan.barred and not entry.is_native:
         entry.drop(Status.FAILED, f"barred on this device: {plan.barred[algorithm]}")
+    elif not problem.addressable and not entry.candidate.chunks:
+        entry.drop(Status.NOT_STARTED, "an array of it has more than 2^31-1 elements, which has ended processes")
     elif entry.workspace_bytes > plan.memory_bytes:
         entry.drop(
             Status.OVER_MEMORY,
@@ -245,6 +266,8 @@ def _race(contenders: list[_Progress], bench: Bench, plan: Plan, start: float, c
     """Time the contenders in turns until the budget is spent, dropping losers, and verify what was timed last."""
     best = min(e.first_s for e in contenders)
     repetitions = max(1, min(MAX_REPETITIONS, math.ceil(MIN_SAMPLE_S / best)))
+    if repetitions * max(e.again_bytes for e in contenders) > plan.memory_bytes:
+        repetitions = 1  # MLX allocates ahead, so all of them might live at a time
     racing = []
     for entry in contenders:
         if entry.first_s > LOSER * best and entry.first_s < AGAIN_S:
@@ -295,6 +318,14 @@ def _verify_last(entry: _Progress, bench: Bench) -> None:
     else:
         wrong = verdict.wrong and f"in the last run, {verdict.wrong}"
         _apply(entry, Verdict(verdict.error, wrong, verdict.peak))
+
+
+def _measure_peak(entry: _Progress, bench: Bench) -> None:
+    """After all times are taken, so that it touches none."""
+    try:
+        entry.peak_bytes = bench.peak_bytes(entry.candidate)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        _fail(entry, error, bench)
 
 
 def _unclear(racing: list[_Progress]) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoconv._backend import mx
-from autoconv.problem import Kind, Problem, Shape5
+from autoconv.problem import MAX_ELEMENTS, Kind, Problem, Shape5
 
 POSITIONS = 32
 """Output positions that are checked, corners and the last element first."""
@@ -54,6 +54,13 @@ ROUNDING = {"bfloat16": 1e-2}
 HALF_PEAK = 2.0**14
 """Peak of the output in the second run of float16, a quarter of its largest number."""
 
+MAX_PART = 2**24
+MIN_PART = 2**18
+"""Most elements of an array that are made at once, whatever the memory limit, and least."""
+
+MADE_BYTES = 24
+"""Bytes that making one element takes: its bits, itself and a few copies in float32."""
+
 Position = tuple[int, int, int, int]
 Array = npt.NDArray[np.float64]
 
@@ -73,30 +80,37 @@ class Verdict:
     peak: float
 
 
-def make_operands(problem: Problem, seed: int = 0) -> tuple[mx.array, mx.array]:
+def make_operands(problem: Problem, seed: int = 0, memory_bytes: float = math.inf) -> tuple[mx.array, mx.array]:
     """Random operands of a problem, evaluated; nothing is drawn from the global random state.
 
     One value in a thousand of the first is thirty times larger than the others. The second is scaled so that the
     result's values are about 1. For a weight gradient, whose every value is a sum over all positions, the first and
     the last position of both are larger as well, so that a sum without them is seen to be wrong.
+
+    Both are made by parts, so that what that takes beside them stays within `memory_bytes`, down to some megabytes, and
+    no kernel but the one that first fills an array gets more than 2^31-1 elements.
     """
-    dtype = getattr(mx, problem.dtype)
-    keys = mx.random.key(2 * seed), mx.random.key(2 * seed + 1)
-    first_shape, second_shape = problem.operand_shapes
-    flat = mx.random.uniform(-1, 1, first_shape, mx.float32, key=keys[0])
-    outlier = mx.abs(flat) > 1 - OUTLIER_SHARE
-    first = mx.where(outlier, flat * OUTLIER_SCALE, flat)
     scale = 1 / math.sqrt(_fan_in(problem) * (1 + OUTLIER_SHARE * OUTLIER_SCALE**2) / 3)
-    if problem.kind is Kind.WEIGHT_GRADIENT:
+    of_weight = problem.kind is Kind.WEIGHT_GRADIENT
+    if of_weight:
         scale = max(scale, LEAST_SCALE)
-    second = mx.random.uniform(-scale, scale, second_shape, mx.float32, key=keys[1])
-    if problem.kind is Kind.WEIGHT_GRADIENT:
-        # About as large as all other products together.
-        large = min(OUTLIER_SCALE, _fan_in(problem) ** 0.25)
+
+    def make_first(shape: Sequence[int], key: mx.array) -> mx.array:
+        flat = mx.random.uniform(-1, 1, shape, mx.float32, key=key)
+        return mx.where(mx.abs(flat) > 1 - OUTLIER_SHARE, flat * OUTLIER_SCALE, flat)
+
+    def make_second(shape: Sequence[int], key: mx.array) -> mx.array:
+        return mx.random.uniform(-scale, scale, shape, mx.float32, key=key)
+
+    part = int(max(MIN_PART, min(MAX_PART, memory_bytes / MADE_BYTES)))
+    shapes = problem.operand_shapes
+    first = _made(make_first, shapes[0], problem.dtype, mx.random.key(2 * seed), part)
+    second = _made(make_second, shapes[1], problem.dtype, mx.random.key(2 * seed + 1), part)
+    if of_weight:
+        large = min(OUTLIER_SCALE, _fan_in(problem) ** 0.25)  # about as large as all other products together
         first, second = _with_large_ends(first, large), _with_large_ends(second, large)
-    operands = first.astype(dtype), second.astype(dtype)
-    mx.eval(operands)
-    return operands
+        mx.eval(first, second)
+    return first, second
 
 
 def _fan_in(problem: Problem) -> int:
@@ -110,10 +124,44 @@ def _fan_in(problem: Problem) -> int:
 
 
 def _with_large_ends(array: mx.array, scale: float) -> mx.array:
-    """The array with all channels of its first and last position so much larger."""
-    shape, rows = array.shape, mx.reshape(array, (-1, array.shape[-1]))
-    parts = [rows[:1] * scale, rows[1:-1], rows[-1:] * scale] if rows.shape[0] > 1 else [rows]
-    return mx.reshape(mx.concatenate(parts), shape)
+    """The array, written in place, with all channels of its first and last position so much larger."""
+    if not array.size:
+        return array
+    ends = [(0,) * (array.ndim - 1), (-1,) * (array.ndim - 1)]
+    for end in ends if math.prod(array.shape[:-1]) > 1 else ends[:1]:
+        array[end] = (array[end] * scale).astype(array.dtype)
+    return array
+
+
+def _made(
+    make: Callable[[Sequence[int], mx.array], mx.array], shape: Sequence[int], dtype: str, key: mx.array, part: int
+) -> mx.array:
+    """An array made by parts of at most so many elements, each with a key of its own; evaluated."""
+    kind = getattr(mx, dtype)
+    blocks = list(blocks_of(shape, part))
+    if len(blocks) == 1:
+        whole = make(shape, key).astype(kind)
+        mx.eval(whole)
+        return whole
+    found = mx.zeros(shape, kind)
+    for block, own in zip(blocks, mx.random.split(key, len(blocks)), strict=True):
+        found[block] = make([len(range(*s.indices(n))) for s, n in zip(block, shape, strict=True)], own).astype(kind)
+        mx.eval(found)
+    return found
+
+
+def blocks_of(shape: Sequence[int], elements: int) -> Iterator[tuple[slice, ...]]:
+    """Slices that cut an array into blocks of at most so many elements, along its first axes, in order."""
+    inner = math.prod(shape[1:])
+    if not shape or inner * shape[0] <= elements:
+        yield tuple(slice(0, size) for size in shape)
+    elif inner <= elements:
+        step = elements // inner
+        for start in range(0, shape[0], step):
+            yield (slice(start, min(start + step, shape[0])), *(slice(0, size) for size in shape[1:]))
+    else:
+        for index, block in itertools.product(range(shape[0]), blocks_of(shape[1:], elements)):
+            yield (slice(index, index + 1), *block)
 
 
 def sample_positions(problem: Problem, count: int = POSITIONS) -> list[Position]:
@@ -203,18 +251,27 @@ class Reference:
             result: Of the problem's `result_shape`.
             scale: Factor, a power of two, by which the first operand was larger than that of the reference.
         """
-        peak = mx.max(mx.abs(result))
+        peak = _peak(result)
         if self._kind is Kind.WEIGHT_GRADIENT:
-            taps = [result[:, d, h, w] for _, d, h, w in self.positions]
-            *found, top = _host([*taps, peak])
+            found = _host(result[:, d, h, w] for _, d, h, w in self.positions)
             outputs, inputs = (list(side) for side in zip(*self._pairs, strict=True))
             values = np.stack([tap[outputs, inputs] for tap in found]).reshape(1, -1)
         else:
-            *found, top = _host([*(result[n, d, h, w] for n, d, h, w in self.positions), peak])
+            found = _host(result[n, d, h, w] for n, d, h, w in self.positions)
             values = np.stack(found)[:, self.channels]
-        return judge(
-            values / scale, self.values, float(top), self._rounding, by_value=self._kind is Kind.WEIGHT_GRADIENT
-        )
+        return judge(values / scale, self.values, peak, self._rounding, by_value=self._kind is Kind.WEIGHT_GRADIENT)
+
+
+def _peak(output: mx.array) -> float:
+    """Largest absolute value, not finite where one is not; without a copy, and by blocks where there are many elements.
+
+    Both ends are no number where an element is none.
+    """
+    ends = []
+    for block in blocks_of(output.shape, MAX_ELEMENTS):
+        part = output[block]
+        ends += [mx.max(part), mx.min(part)]
+    return float(np.max(np.abs(np.stack(_host(ends)))))
 
 
 def _convolution(
