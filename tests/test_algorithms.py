@@ -143,6 +143,7 @@ def asked_of_mlx(module: ModuleType) -> Iterator[list[Asked]]:
 def allocated(arrays: list[mx.array]) -> int:
     """Bytes that evaluating the arrays takes."""
     mx.synchronize()
+    mx.clear_cache()  # a buffer that is used again may be larger than what is asked for
     before = mx.get_active_memory()
     mx.eval(arrays)
     mx.synchronize()

@@ -107,14 +107,13 @@ def _in_chunks(
     for parameters in wanted:
 
         def fits(part: Problem, own: Mapping[str, str | int] = parameters) -> bool:
-            if not (part.addressable and keeps_derivatives(problem, part)):
-                return False
-            if own not in algorithm.parameters(part, backend):
+            if not part.addressable or own not in algorithm.parameters(part, backend):
                 return False
             return SLACK * chunk_bytes(part, algorithm.cost(part, backend, **own)) <= memory_bytes
 
         found = largest(problem, fits)
-        if found is not None:
+        axes = (0, 1) if algorithm.one_call else (1,)  # the depth of the others is not MLX's affair
+        if found is not None and all(keeps_derivatives(problem, part, axes) for part in parts(problem, **found)):
             yield _candidate(algorithm, {**parameters, **found})
 
 

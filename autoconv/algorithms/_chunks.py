@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
@@ -126,16 +126,20 @@ def parts(problem: Problem, frames: int, rows: int | None = None) -> set[Problem
     return {_part(problem, d, h) for d, h in itertools.product(depth.values(), height.values())}
 
 
-def keeps_derivatives(problem: Problem, part: Problem) -> bool:
-    """Whether MLX has a chunk's second derivatives right along the axes that are cut, first ones being right always.
+def keeps_derivatives(problem: Problem, part: Problem, axes: Iterable[int] = (0, 1)) -> bool:
+    """Whether MLX has a chunk's second derivatives right along these axes, where they are cut.
 
-    Under input dilation it has them wrong where the padding is longer than the distance of the outputs.
+    The first ones are right always. Under input dilation it has the second wrong where the padding is longer than the
+    distance of the outputs.
     """
-    for axis in (0, 1):
-        padding = (part.padding_low[axis], part.padding_high[axis])
-        cut = padding != (problem.padding_low[axis], problem.padding_high[axis])
+
+    def extent(of: Problem, axis: int) -> tuple[int, int, int]:
+        return of.input_shape[1 + axis], of.padding_low[axis], of.padding_high[axis]
+
+    for axis in axes:
         reach = (part.output_shape[1 + axis] - 1) * part.stride[axis]
-        if cut and part.input_dilation[axis] > 1 and max(padding) > reach:
+        cut = extent(part, axis) != extent(problem, axis)
+        if cut and part.input_dilation[axis] > 1 and max(extent(part, axis)[1:]) > reach:
             return False
     return True
 
