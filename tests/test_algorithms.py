@@ -731,7 +731,7 @@ def test_the_workspace_is_what_a_run_takes(problem: Problem) -> None:
         mx.synchronize()
         taken = mx.get_peak_memory() - before - output.nbytes
         estimate = candidate.cost(problem, "cpu").workspace_bytes
-        least = 0.7 if candidate.algorithm.name == "depth_winograd" else 0.8  # between its steps some scratch is let go
+        least = 0.6 if candidate.algorithm.name == "depth_winograd" else 0.8  # some scratch is let go between its steps
         assert least * estimate <= taken <= 1.2 * estimate, f"{candidate.name}: {taken} taken, {estimate} estimated"
         del output
 

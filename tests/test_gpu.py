@@ -9,7 +9,7 @@ import pytest
 
 import autoconv
 from autoconv import accuracy, environment
-from autoconv.algorithms import algorithms, candidates
+from autoconv.algorithms import algorithms, candidates, find
 from autoconv.problem import Kind, Problem
 from autoconv.record import Status
 from autoconv.tuning.bench import DeviceBench
@@ -76,3 +76,43 @@ def test_a_tune_says_what_became_of_each_candidate() -> None:
     statuses = {v.record.candidate: v.status for v in found.decision.verdicts}
     assert statuses["native"] is Status.OK
     assert set(statuses) == set(found.candidates)
+
+
+OWN = [
+    ("depth_winograd(tile=2)", Problem.parse((2, 9, 6, 6, 32), (16, 3, 3, 3, 32), padding=1)),
+    (
+        "depth_winograd(tile=2)",
+        Problem.parse((1, 7, 6, 7, 3), (5, 3, 3, 3, 3), padding=((0, 1, 1), (3, 0, 1)), flip=True),
+    ),
+    ("kd_decomposition(sum=float32)", Problem.parse((2, 9, 6, 6, 32), (16, 3, 3, 3, 32), padding=1)),
+    ("depth_concat(edges=pad)", Problem.parse((2, 9, 6, 6, 3), (5, 3, 3, 3, 3), padding=1, dilation=(2, 1, 1))),
+    ("depth_concat(channels=8,edges=split)", Problem.parse((1, 9, 6, 6, 3), (5, 3, 3, 3, 3), padding=1, stride=2)),
+]
+
+
+@pytest.mark.skipif(not mx.cuda.is_available(), reason="kernels of our own are for CUDA")
+@pytest.mark.parametrize(("name", "problem"), OWN, ids=str)
+def test_kernels_of_our_own_can_be_differentiated_mapped_and_compiled(name: str, problem: Problem) -> None:
+    candidate = find(name, problem, "cuda")
+    assert candidate is not None
+    run, plain = candidate.build(problem), algorithms()[0].build(problem)
+    input, weight = make_operands(problem)
+    cotangent = mx.random.normal(problem.output_shape, key=mx.random.key(3))
+
+    def off(found: mx.array, exact: mx.array) -> float:
+        return float(mx.linalg.norm(found - exact) / mx.linalg.norm(exact))
+
+    exact = plain(input, weight)
+    assert off(run(input, weight), exact) < 3e-3
+    assert off(mx.compile(run)(input, weight), exact) < 3e-3
+    for found, expected in zip(
+        mx.vjp(run, [input, weight], [cotangent])[1], mx.vjp(plain, [input, weight], [cotangent])[1], strict=True
+    ):
+        assert off(found, expected) < 3e-3
+    inputs = mx.stack([input, 2 * input])
+    mapped = mx.vmap(run, (0, None))(inputs, weight)
+    assert off(mapped[0], exact) < 3e-3
+    assert off(mapped[1], 2 * exact) < 3e-3
+    slope = mx.grad(lambda w: (mx.grad(lambda x: (run(x, w) * cotangent).sum())(input) ** 2).sum())(weight)
+    same = mx.grad(lambda w: (mx.grad(lambda x: (plain(x, w) * cotangent).sum())(input) ** 2).sum())(weight)
+    assert off(slope, same) < 1e-2

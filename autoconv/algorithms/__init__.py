@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from autoconv.algorithms._adjoint import adjoint
 from autoconv.algorithms._algorithm import Algorithm, Candidate, Convolution, chunk_bytes
-from autoconv.algorithms._chunks import PARAMETERS, keeps_derivatives, largest, parts
+from autoconv.algorithms._chunks import FEWEST, PARAMETERS, keeps_derivatives, largest, parts
 from autoconv.problem import MAX_ELEMENTS, Kind, Problem
 
 __all__ = ["Algorithm", "Candidate", "Convolution", "algorithms", "candidates", "find"]
@@ -74,6 +74,10 @@ def find(name: str, problem: Problem, backend: str, among: tuple[Algorithm, ...]
 
     One in chunks, such as `native(frames=8)`, is found whatever memory there is.
     """
+    if problem.kind is Kind.INPUT_GRADIENT:
+        of = adjoint(problem)
+        if of is not None:
+            return find(name, of.problem, backend, among)
     whole = next((c for c in candidates(problem, backend, among) if c.name == name), None)
     return whole or _find_in_chunks(name, problem, backend, algorithms() if among is None else among)
 
@@ -101,17 +105,21 @@ def _in_chunks(
         )
     ]
     if _may_pass_index(problem):
-        known = [dict(candidate.items) for candidate in whole]
-        sets = [list(algorithm.parameters(part, backend)) for part in _smallest(problem)]
-        wanted += [dict(p) for p in (sets[0] if sets else []) if p not in known and all(p in s for s in sets)]
+        for cut in _small(problem):
+            known = [*wanted, *(dict(candidate.items) for candidate in whole)]
+            sets = [list(algorithm.parameters(part, backend)) for part in cut]
+            wanted += [dict(p) for p in (sets[0] if sets else []) if p not in known and all(p in s for s in sets)]
     for parameters in wanted:
+
+        def applies(part: Problem, own: Mapping[str, str | int] = parameters) -> bool:
+            return own in algorithm.parameters(part, backend)
 
         def fits(part: Problem, own: Mapping[str, str | int] = parameters) -> bool:
             if not part.addressable or own not in algorithm.parameters(part, backend):
                 return False
             return SLACK * chunk_bytes(part, algorithm.cost(part, backend, **own)) <= memory_bytes
 
-        found = largest(problem, fits)
+        found = largest(problem, fits, applies)
         axes = (0, 1) if algorithm.one_call else (1,)  # the depth of the others is not MLX's affair
         if found is not None and all(keeps_derivatives(problem, part, axes) for part in parts(problem, **found)):
             yield _candidate(algorithm, {**parameters, **found})
@@ -125,10 +133,11 @@ def _may_pass_index(problem: Problem) -> bool:
     return taps * max(padded, math.prod(problem.output_shape), math.prod(problem.weight_shape)) > MAX_ELEMENTS
 
 
-def _smallest(problem: Problem) -> list[Problem]:
-    """The different smallest chunks of a problem."""
-    frames = list(parts(problem, 1))
-    return frames if all(part.addressable for part in frames) else list(parts(problem, 1, 1))
+def _small(problem: Problem) -> list[list[Problem]]:
+    """The different chunks of one frame and of a few, or of one row where a frame has too many elements."""
+    cuts = [list(parts(problem, frames)) for frames in (1, FEWEST)]
+    addressable = [cut for cut in cuts if all(part.addressable for part in cut)]
+    return addressable or [list(parts(problem, 1, 1))]
 
 
 def _find_in_chunks(name: str, problem: Problem, backend: str, among: Sequence[Algorithm]) -> Candidate | None:

@@ -38,6 +38,13 @@ LEVELS = 112
 """Views between two writes into the output inside a trace: more than a chunk's graph is deep, and more than the hundred
 operations that MLX's CPU backend schedules before it waits for the first (see `_pass_on`)."""
 
+DEPTH = 16384
+"""Most of those views in one trace. MLX walks a trace by recursion, and a stack of 8 MB ends at some 50000. Past that
+many there are fewer between two writes, so that with over 146 chunks in a trace more of their results may be alive."""
+
+FEWEST = 8
+"""Frames that the smallest chunk may have: an algorithm may need some, such as those of a tile."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -158,23 +165,32 @@ def pieces(problem: Problem, frames: int, rows: int | None = None) -> list[Piece
     return found
 
 
-def largest(problem: Problem, fits: Callable[[Problem], bool]) -> dict[str, int] | None:
-    """The parameters of the largest chunks each of which `fits`, frames first; None where no chunk does."""
+def largest(
+    problem: Problem, fits: Callable[[Problem], bool], applies: Callable[[Problem], bool]
+) -> dict[str, int] | None:
+    """The parameters of the largest chunks each of which `fits`, frames first; None where no chunk does.
+
+    Where frames alone do not fit, rows are cut of the fewest frames to which the algorithm `applies`.
+    """
     frames, height = problem.output_shape[1], problem.output_shape[2]
+    cuts = ((n, rows) for n in range(1, min(FEWEST, frames) + 1) for rows in (None, 1))
+    least = next((n for n, rows in cuts if all(map(applies, parts(problem, n, rows)))), None)
+    if least is None:
+        return None
 
     def fit(cut: set[Problem]) -> bool:
         return bool(cut) and all(map(fits, cut))
 
-    size = _largest(frames, lambda n: fit(parts(problem, n)))
+    size = _largest(frames, least, lambda n: fit(parts(problem, n)))
     if size is not None:
         return {"frames": size}
-    size = _largest(height, lambda n: fit(parts(problem, 1, n)))
-    return None if size is None else {"frames": 1, "rows": size}
+    size = _largest(height, 1, lambda n: fit(parts(problem, least, n)))
+    return None if size is None else {"frames": least, "rows": size}
 
 
-def _largest(outputs: int, fits: Callable[[int], bool]) -> int | None:
+def _largest(outputs: int, least: int, fits: Callable[[int], bool]) -> int | None:
     """The largest size, of those that cut an axis in two or more, that fits; a smaller one is taken to fit as well."""
-    sizes = sorted({math.ceil(outputs / count) for count in range(2, outputs + 1)})
+    sizes = sorted({size for count in range(2, outputs + 1) if (size := math.ceil(outputs / count)) >= least})
     fitting, too_large = -1, len(sizes)
     while too_large - fitting > 1:
         middle = (fitting + too_large) // 2
@@ -222,7 +238,7 @@ def chunked(
         last = None
         for piece in plan:
             last = runs[piece.problem](after(input[piece.taken], last), weight)
-            output = _pass_on(output)
+            output = _pass_on(output, min(LEVELS, DEPTH // len(plan)))
             output[piece.written] = last
         return output
 
@@ -310,14 +326,14 @@ def _linked_batch(
     return _linked_as_it_was(operand, last if axes[1] is None else mx.flatten(last)[0]), axes[0]
 
 
-def _pass_on(output: mx.array) -> mx.array:
-    """The same output through views that do nothing but take their turn.
+def _pass_on(output: mx.array, levels: int) -> mx.array:
+    """The same output through so many views that do nothing but take their turn.
 
     MLX's order of evaluation is that of the distance from the result, the furthest first. A write into the output is
     one step nearer than the write before, and a chunk many more than the chunk before; so without these all writes
     would come last, and all chunks would live until then. (They cannot be ordered by data: who reads the output of a
     write keeps the next from being in place.)
     """
-    for _ in range(LEVELS // 2):
+    for _ in range(levels // 2):
         output = mx.squeeze(mx.expand_dims(output, 0), 0)
     return output

@@ -272,7 +272,7 @@ def _cost(problem: Problem, backend: str, tile: int) -> Cost:
     frame_flops = 2 * batch * math.prod(problem.output_shape[2:]) * math.prod(problem.weight_shape[2:])
     plan = pieces(problem, tile)
     kernel_bytes = problem.weight_bytes // problem.weight_shape[1]
-    flops = moved = alive = scratch = weights = 0
+    flops = moved = alive = scratch = weights = unfused = 0
     for piece in plan:
         if piece.tile == 1:
             images, kept = piece.outputs * len(piece.segment.taps), 0
@@ -282,13 +282,19 @@ def _cost(problem: Problem, backend: str, tile: int) -> Cost:
             weights += products * kernel_bytes
         flops += images * frame_flops
         moved += images * (frame_in + frame_out) + 2 * kept + images * frame_out + piece.outputs * frame_out
-        # The stacked outputs, besides the products that they come from.
+        # The frames in rows, and the outputs in order, besides the points and the products that they come from.
         alive += kept + images * frame_out + (2 if piece.tile > 1 else 1) * piece.outputs * frame_out
+        if piece.tile > 1:
+            alive += (piece.outputs + problem.weight_shape[1] - 1) * frame_in
+        if backend == "cpu":  # without fusion, sums are arrays of their own, and of 16 bits so are the terms
+            wide = 4 / problem.item_bytes
+            terms = images * max(frame_in, frame_out) * wide if problem.item_bytes == 2 else 0
+            unfused = max(unfused, int(terms + 2 * max(piece.tiles * frame_in, piece.outputs * frame_out) * wide))
         # Evaluation runs ahead, so that all pieces' scratch is alive together.
         scratch += workspace_2d(problem, backend, batch * images, channels)
     joined = problem.output_bytes if len(plan) > 1 else 0
     moved += 2 * joined + problem.weight_bytes + 2 * weights
-    return Cost(flops, moved, alive + weights + scratch + joined)
+    return Cost(flops, moved, alive + weights + scratch + joined + unfused)
 
 
 ALGORITHM = Algorithm(name="depth_winograd", version=1, order=4, build=_build, cost=_cost, parameters=_parameters)

@@ -42,4 +42,6 @@ def _cost(problem: Problem, backend: str) -> Cost:
     return Cost(cost.flops, cost.bytes + 2 * problem.weight_bytes, cost.workspace_bytes + problem.weight_bytes)
 
 
-ALGORITHM = Algorithm(name="turned_kernel", version=1, order=8, build=_build, cost=_cost, parameters=_parameters)
+ALGORITHM = Algorithm(
+    name="turned_kernel", version=1, order=8, build=_build, cost=_cost, parameters=_parameters, one_call=True
+)
