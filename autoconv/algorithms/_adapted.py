@@ -6,15 +6,15 @@ Each takes the `build` of an algorithm, builds the other problem, and says what 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autoconv._backend import mx
-from autoconv.algorithms._algorithm import Convolution, Cost
+from autoconv.algorithms._algorithm import Cost, InTwoSteps
 from autoconv.algorithms._mlx import rounded
 from autoconv.problem import MAX_ELEMENTS, Problem
 
-Build = Callable[[Problem], Convolution]
+Build = Callable[[Problem], InTwoSteps]
 
 
 def with_channels(problem: Problem, step: int) -> Problem:
@@ -27,7 +27,7 @@ def with_channels(problem: Problem, step: int) -> Problem:
     )
 
 
-def in_steps(build: Build, problem: Problem, step: int) -> Convolution:
+def in_steps(build: Build, problem: Problem, step: int) -> InTwoSteps:
     """The convolution of `with_channels`, its input and weight filled up with zeros, its output cut."""
     wide = with_channels(problem, step)
     run = build(wide)
@@ -35,13 +35,16 @@ def in_steps(build: Build, problem: Problem, step: int) -> Convolution:
     outputs = problem.weight_shape[0]
     spare_out = wide.weight_shape[0] - outputs
 
-    def adapted(input: mx.array, weight: mx.array, /) -> mx.array:
+    def derive(weight: mx.array) -> tuple[mx.array, ...]:
+        return run.derive(mx.pad(weight, [(0, spare_out), *[(0, 0)] * 3, (0, spare_in)]))
+
+    def apply(input: mx.array, derived: Sequence[mx.array]) -> mx.array:
         if spare_in:
             input = mx.pad(input, [(0, 0)] * 4 + [(0, spare_in)])
-        output = run(input, mx.pad(weight, [(0, spare_out), *[(0, 0)] * 3, (0, spare_in)]))
+        output = run.apply(input, derived)
         return mx.contiguous(output[..., :outputs]) if spare_out else output
 
-    return adapted
+    return InTwoSteps(derive, apply)
 
 
 def cost_in_steps(cost: Cost, problem: Problem, step: int) -> Cost:
@@ -79,7 +82,7 @@ def one_clip(problem: Problem) -> Problem:
     )
 
 
-def as_one_clip(build: Build, problem: Problem) -> Convolution:
+def as_one_clip(build: Build, problem: Problem) -> InTwoSteps:
     """The convolution of `one_clip`, and of its outputs those that see one clip alone."""
     clip = one_clip(problem)
     run = build(clip)
@@ -89,12 +92,12 @@ def as_one_clip(build: Build, problem: Problem) -> Convolution:
     after = [(0, 0), (0, clip.input_shape[1] - batch * period), (0, 0), (0, 0), (0, 0)]
     kept = period // problem.stride[0]
 
-    def adapted(input: mx.array, weight: mx.array, /) -> mx.array:
+    def apply(input: mx.array, derived: Sequence[mx.array]) -> mx.array:
         clips = mx.flatten(mx.pad(input, around), 0, 1)[None]
-        output = run(mx.pad(clips, after), weight)
+        output = run.apply(mx.pad(clips, after), derived)
         return mx.unflatten(output[0, : batch * kept], 0, (batch, kept))[:, :outputs]
 
-    return adapted
+    return InTwoSteps(run.derive, apply)
 
 
 def cost_as_one_clip(cost: Cost, problem: Problem) -> Cost:

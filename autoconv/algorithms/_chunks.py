@@ -260,7 +260,7 @@ def chunked(
         return of_input, of_weight.astype(weight.dtype)
 
     def run(input: mx.array, weight: mx.array, /) -> mx.array:
-        if _may_evaluate(input, weight):
+        if may_evaluate(input, weight):
             return evaluated(input, weight)
         return cast("mx.array", ordered(input, weight))
 
@@ -286,7 +286,7 @@ def _gradient(run: Run, operands: tuple[mx.array, mx.array], which: int, cotange
     return found
 
 
-def _may_evaluate(*arrays: mx.array) -> bool:
+def may_evaluate(*arrays: mx.array) -> bool:
     """Whether evaluating these now raises no error and frees what led to them.
 
     Neither is so while a function is traced that they are arguments of: under `mx.compile` and `mx.vmap` evaluation

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from autoconv._backend import mx
 from autoconv.algorithms import _cuda
-from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
+from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, InTwoSteps, Parameters
 from autoconv.algorithms._depth import (
     FlatConvolution,
     Phase,
@@ -80,7 +80,7 @@ def _build(problem: Problem, edges: str = "split", channels: int = 1) -> Convolu
     return concatenated(problem, flat_convolution(problem), edges=edges, step=channels)
 
 
-def concatenated(problem: Problem, convolve: FlatConvolution, *, edges: str = "split", step: int = 1) -> Convolution:
+def concatenated(problem: Problem, convolve: FlatConvolution, *, edges: str = "split", step: int = 1) -> InTwoSteps:
     """The convolution of the stacked taps.
 
     Args:
@@ -122,44 +122,57 @@ def concatenated(problem: Problem, convolve: FlatConvolution, *, edges: str = "s
         stacked = mx.flatten(images[0] if len(images) == 1 else mx.concatenate(images, axis=-1), 0, 1)
         return stacked if groups == 1 else mx.flatten(stacked, -2, -1)
 
-    def stack_weight(weight: mx.array, taps: Sequence[Tap]) -> mx.array:
-        """`(C_out, KH, KW, taps * C / groups)`."""
-        indices = [tap.index for tap in taps]
+    def stack_weight(weight: mx.array, indices: Sequence[int]) -> mx.array:
+        """`(C_out, KH, KW, taps * C / groups)`, filled up where channels are."""
         apart = {b - a for a, b in itertools.pairwise(indices)}
         if len(apart) == 1:
             chosen = weight[:, indices[0] : indices[-1] + 1 : apart.pop()]
-            return mx.flatten(mx.moveaxis(chosen, 1, -2), -2, -1)
-        # One tap, or, where a stride steps over the whole input, taps with others between that see only padding.
-        kernels = [weight[:, index] for index in indices]
-        return kernels[0] if len(kernels) == 1 else mx.concatenate(kernels, axis=-1)
-
-    def one_phase(phase: Phase, input: mx.array, weight: mx.array) -> mx.array:
-        if edges == "pad" and phase.taps:
-            pieces = [(0, phase.outputs, phase.taps)]
+            kernel = mx.flatten(mx.moveaxis(chosen, 1, -2), -2, -1)
         else:
-            pieces = [(s.start, s.stop, s.taps) for s in phase.segments]
-        results = []
-        for start, stop, taps in pieces:
-            if taps:
-                images = stack_frames(input, taps, phase.frame_step, start, stop)
-                kernel = stack_weight(weight, taps)
-                if step > 1:
-                    spare = images.shape[-1] - kernel.shape[-1]
-                    kernel = mx.pad(kernel, [(0, spare_out), (0, 0), (0, 0), (0, spare)])
-                result = convolve(images, kernel)
-                results.append(mx.unflatten(result, 0, (batch, stop - start)))
-            else:
-                results.append(zeros_like_output(wide, stop - start, weight))
-        return mx.concatenate(results, axis=1) if len(results) > 1 else results[0]
+            # One tap, or, where a stride steps over the whole input, taps with others between that see only padding.
+            kernels = [weight[:, index] for index in indices]
+            kernel = kernels[0] if len(kernels) == 1 else mx.concatenate(kernels, axis=-1)
+        if step == 1:
+            return mx.contiguous(kernel)
+        spare = rounded(kernel.shape[-1], step) - kernel.shape[-1]
+        return mx.pad(kernel, [(0, spare_out), (0, 0), (0, 0), (0, spare)])
 
-    def run(input: mx.array, weight: mx.array, /) -> mx.array:
+    def pieces_of(phase: Phase) -> list[tuple[int, int, tuple[Tap, ...]]]:
+        """(first output, one past the last, taps) of what is convolved at once."""
+        if edges == "pad" and phase.taps:
+            return [(0, phase.outputs, phase.taps)]
+        return [(s.start, s.stop, s.taps) for s in phase.segments]
+
+    pieces = [pieces_of(phase) for phase in plan]
+    stacks = list(dict.fromkeys(indices_of(taps) for cut in pieces for _, _, taps in cut if taps))
+
+    def derive(weight: mx.array) -> tuple[mx.array, ...]:
+        weight = orient(weight)
+        return tuple(stack_weight(weight, indices) for indices in stacks)
+
+    def apply(input: mx.array, kernels: Sequence[mx.array]) -> mx.array:
         if outputs > 1:
             input = mx.contiguous(input)  # every tap reads it; the one transposing copy reads it once
-        weight = orient(weight)
-        output = interleave([one_phase(phase, input, weight) for phase in plan], outputs)
+        results = []
+        for phase, cut in zip(plan, pieces, strict=True):
+            parts = []
+            for start, stop, taps in cut:
+                if taps:
+                    images = stack_frames(input, taps, phase.frame_step, start, stop)
+                    result = convolve(images, kernels[stacks.index(indices_of(taps))])
+                    parts.append(mx.unflatten(result, 0, (batch, stop - start)))
+                else:
+                    parts.append(zeros_like_output(wide, stop - start, input))
+            results.append(mx.concatenate(parts, axis=1) if len(parts) > 1 else parts[0])
+        output = interleave(results, outputs)
         return mx.contiguous(output[..., : problem.weight_shape[0]]) if spare_out else output
 
-    return run
+    return InTwoSteps(derive, apply)
+
+
+def indices_of(taps: Sequence[Tap]) -> tuple[int, ...]:
+    """Places of some taps in the weight's depth."""
+    return tuple(tap.index for tap in taps)
 
 
 def _cost(problem: Problem, backend: str, edges: str = "split", channels: int = 1) -> Cost:

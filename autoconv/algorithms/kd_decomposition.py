@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from autoconv._backend import mx
 from autoconv.algorithms._adapted import (
@@ -26,7 +26,7 @@ from autoconv.algorithms._adapted import (
     one_clip,
     with_channels,
 )
-from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
+from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, InTwoSteps, Parameters
 from autoconv.algorithms._depth import (
     FlatConvolution,
     Phase,
@@ -58,7 +58,7 @@ def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
 
 
 def _build(problem: Problem, sum: str = "float32", channels: int = 1, batch: str = "") -> Convolution:
-    def build(problem: Problem) -> Convolution:
+    def build(problem: Problem) -> InTwoSteps:
         return decomposed(problem, flat_convolution(problem), wide=sum == "float32")
 
     if channels > 1:
@@ -66,7 +66,7 @@ def _build(problem: Problem, sum: str = "float32", channels: int = 1, batch: str
     return as_one_clip(build, problem) if batch else build(problem)
 
 
-def decomposed(problem: Problem, convolve: FlatConvolution, *, wide: bool) -> Convolution:
+def decomposed(problem: Problem, convolve: FlatConvolution, *, wide: bool) -> InTwoSteps:
     """The sum over the taps.
 
     Args:
@@ -87,11 +87,16 @@ def decomposed(problem: Problem, convolve: FlatConvolution, *, wide: bool) -> Co
             return sum_float32(*parts)
         return parts[0] + parts[1] if len(parts) == 2 else sum_dtype(*parts)
 
-    def one_phase(phase: Phase, input: mx.array, weight: mx.array) -> mx.array:
+    def derive(weight: mx.array) -> tuple[mx.array, ...]:
+        """The kernel of each tap; MLX copies them in any case, since what it convolves by is contiguous."""
+        weight = orient(weight)
+        return tuple(mx.contiguous(weight[:, index]) for index in range(problem.weight_shape[1]))
+
+    def one_phase(phase: Phase, input: mx.array, kernels: Sequence[mx.array]) -> mx.array:
         results = {}
         for tap in phase.taps:
             frames = tap_frames(input, tap, tap.start, tap.stop, phase.frame_step)
-            result = convolve(frames, weight[:, tap.index])
+            result = convolve(frames, kernels[tap.index])
             results[tap] = mx.unflatten(result, 0, (batch, tap.stop - tap.start))
         summed = []
         for segment in phase.segments:
@@ -102,18 +107,17 @@ def decomposed(problem: Problem, convolve: FlatConvolution, *, wide: bool) -> Co
                 for tap in segment.taps
             ]
             if not parts:
-                summed.append(zeros_like_output(problem, segment.stop - segment.start, weight))
+                summed.append(zeros_like_output(problem, segment.stop - segment.start, input))
             else:
                 summed.append(add(parts))
         return mx.concatenate(summed, axis=1) if len(summed) > 1 else summed[0]
 
-    def run(input: mx.array, weight: mx.array, /) -> mx.array:
+    def apply(input: mx.array, kernels: Sequence[mx.array]) -> mx.array:
         if several:
             input = mx.contiguous(input)  # every tap reads it
-        weight = orient(weight)
-        return interleave([one_phase(phase, input, weight) for phase in plan], outputs)
+        return interleave([one_phase(phase, input, kernels) for phase in plan], outputs)
 
-    return run
+    return InTwoSteps(derive, apply)
 
 
 def _cost(problem: Problem, backend: str, sum: str = "float32", channels: int = 1, batch: str = "") -> Cost:
