@@ -80,6 +80,7 @@ class Decision:
         reason: Why, in words.
         bound: The relative L2 error that candidates were held to; None where none were compared.
         accurate: Whether the candidate is within that bound. If none is, the most accurate one is chosen.
+        within_memory: Whether it keeps to the memory limit. If none does, the one that takes the least is chosen.
         verdicts: Every candidate that has a record, in their order.
     """
 
@@ -89,6 +90,7 @@ class Decision:
     reason: str
     bound: float | None = None
     accurate: bool = True
+    within_memory: bool = True
     verdicts: tuple[Verdict, ...] = ()
 
 
@@ -239,7 +241,10 @@ def _of_run(
             return None
     eligible = [v for v in verdicts if v.status is Status.OK]
     if not eligible:
-        return _least_wrong(verdicts, bound, source)
+        found = None
+        if all(v.status is not Status.INACCURATE for v in verdicts):
+            found = _least_memory(verdicts, bound, limits, source, operand_bytes)
+        return found or _least_wrong(verdicts, bound, source)
 
     winner, margin, reason = _winner(eligible, base, limits)
     if all(v.record is not base for v in eligible):
@@ -258,38 +263,55 @@ def _native_error(known: Sequence[Record]) -> float | None:
 def _winner(eligible: Sequence[Verdict], base: Record, limits: Limits) -> tuple[Verdict, float | None, str]:
     """(winner, its margin over native, why) of the candidates that pass, in the order by which ties are settled."""
     by_time = _fastest(eligible)
-    best = _choosing_us(by_time)
-    near = [v for v in eligible if _choosing_us(v) <= best * (1 + MEMORY_TIE)]
-    takes = _memory([v.record for v in near])
-    lightest = min(takes)
-    by_memory = _fastest([v for v, bytes_ in zip(near, takes, strict=True) if not _materially(bytes_, lightest)])
+    by_memory = _lightest(eligible, by_time)
     note = ""
     if by_memory is not by_time:
-        more, less = _memory([by_time.record, by_memory.record])
-        note = f"{by_time.record.candidate} is within 3% of it and takes {_bytes(more - less)} more memory"
+        less = (by_time.record.peak_bytes or 0) - (by_memory.record.peak_bytes or 0)
+        note = f"{by_time.record.candidate} is within 3% of it and takes {_bytes(less)} more memory"
     safe = next((v for v in eligible if v.record is base), None)
     if safe is None:
         return by_memory, None, _joined("the fastest of those that pass", note)
     if by_memory is safe:
         return safe, 0.0, f"native is kept: {note}" if note else "native is the fastest"
     threshold = 1 + max(MIN_MARGIN, limits.noise)
-    for winner in (by_memory, by_time):
-        gain, least = speedup(winner.record, base) or (1.0, 1.0)
-        if winner is not safe and least > threshold:
-            reason = f"{gain:.2f} times as fast as native, {least:.2f} at least"
-            return winner, gain - 1, _joined(reason, note if winner is by_memory else "")
     gain, least = speedup(by_memory.record, base) or (1.0, 1.0)
-    more, less = _memory([base, by_memory.record])
-    if gain >= 1 and _choosing_us(by_memory) <= _choosing_us(safe) and _materially(more, less):
-        reason = (
-            f"{gain:.2f} times as fast as native, at least {least:.2f}, and takes {_bytes(more - less)} less memory"
-        )
-        return by_memory, gain - 1, reason
+    if least > threshold:
+        return by_memory, gain - 1, _joined(_times(gain, least), note)
+    if _lighter(by_memory.record, base) and gain >= 1 / (1 + MEMORY_TIE):
+        less = (base.peak_bytes or 0) - (by_memory.record.peak_bytes or 0)
+        return by_memory, gain - 1, f"{_times(gain, least)}, and takes {_bytes(less)} less memory"
+    if by_time is not safe:
+        gain, least = speedup(by_time.record, base) or (1.0, 1.0)
+        if least > threshold:
+            return by_time, gain - 1, _times(gain, least)
     reason = (
-        f"native is kept: {by_memory.record.candidate} is {gain:.2f} times as fast, at least {least:.2f}, "
+        f"native is kept: {by_time.record.candidate} is {gain:.2f} times as fast, at least {least:.2f}, "
         f"and {threshold:.2f} would be needed"
     )
     return safe, 0.0, reason
+
+
+def _times(gain: float, least: float) -> str:
+    return f"{gain:.2f} times as fast as native, {least:.2f} at least"
+
+
+def _lightest(eligible: Sequence[Verdict], fastest: Verdict) -> Verdict:
+    """The fastest of those that take the least memory of all within 3% of the fastest one.
+
+    By measured peaks alone: MLX's own scratch on GPUs is in no estimate.
+    """
+    near = [v for v in eligible if _choosing_us(v) <= _choosing_us(fastest) * (1 + MEMORY_TIE)]
+    if any(v.record.peak_bytes is None for v in near):
+        return fastest
+    least = min(v.record.peak_bytes or 0 for v in near)
+    return _fastest([v for v in near if not _materially(v.record.peak_bytes or 0, least)])
+
+
+def _lighter(record: Record, than: Record) -> bool:
+    """Whether a candidate is measured to take materially less memory than another."""
+    if record.peak_bytes is None or than.peak_bytes is None:
+        return False
+    return _materially(than.peak_bytes, record.peak_bytes)
 
 
 def _joined(*parts: str) -> str:
@@ -304,12 +326,6 @@ def _fastest(verdicts: Sequence[Verdict]) -> Verdict:
     """The fastest; of those that tie with it the first."""
     best = min(map(_choosing_us, verdicts))
     return next(v for v in verdicts if _choosing_us(v) <= best * (1 + TIE))
-
-
-def _memory(records: Sequence[Record]) -> list[int]:
-    """What each takes, to be compared: the measured peaks if all have one, else the estimates."""
-    peaks = [r.peak_bytes for r in records if r.peak_bytes is not None]
-    return peaks if len(peaks) == len(records) else [r.workspace_bytes or 0 for r in records]
 
 
 def _materially(more: int, less: int) -> bool:
@@ -343,15 +359,40 @@ def _judge(record: Record, base: Record, bound: float, limits: Limits, operand_b
     return Verdict(record, status, gain, reason)
 
 
+def _least_memory(
+    verdicts: Sequence[Verdict], bound: float, limits: Limits, source: Source, operand_bytes: int | None
+) -> Decision | None:
+    """Of accurate candidates, none of which keeps to the memory limit, the lightest; None without one."""
+    ran = [
+        v for v in verdicts if v.status is Status.OVER_MEMORY and v.record.error is not None and v.record.error <= bound
+    ]
+    if not ran:
+        return None
+    best = min(ran, key=lambda v: needed_bytes(v.record, operand_bytes))
+    reason = (
+        f"no candidate keeps within {_bytes(limits.memory_bytes)}; this one, with "
+        f"{_bytes(needed_bytes(best.record, operand_bytes))}, takes the least"
+    )
+    return Decision(best.record.candidate, source, None, reason, bound, within_memory=False, verdicts=tuple(verdicts))
+
+
 def _least_wrong(verdicts: Sequence[Verdict], bound: float, source: Source) -> Decision:
     """The most accurate of candidates none of which passes; native where there is none."""
     ran = [v for v in verdicts if v.status is Status.INACCURATE and v.record.error is not None]
     if not ran:
         state = verdicts[0].status.replace("_", " ") if verdicts else "unknown"
-        return Decision(NATIVE, source, None, f"no candidate ran; native is {state}", bound, False, tuple(verdicts))
+        return Decision(
+            NATIVE,
+            source,
+            None,
+            f"no candidate ran; native is {state}",
+            bound,
+            accurate=False,
+            verdicts=tuple(verdicts),
+        )
     best = min(ran, key=lambda v: v.record.error or 0.0)
     reason = f"no candidate is within {bound:.1e}; this one, with {best.record.error:.1e}, is the most accurate"
-    return Decision(best.record.candidate, source, None, reason, bound, False, tuple(verdicts))
+    return Decision(best.record.candidate, source, None, reason, bound, accurate=False, verdicts=tuple(verdicts))
 
 
 def _state(record: Record, verdicts: Sequence[Verdict]) -> str:
@@ -360,4 +401,5 @@ def _state(record: Record, verdicts: Sequence[Verdict]) -> str:
 
 
 def _bytes(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+    unit, name = (1e9, "GB") if count >= 1e8 else (1e6, "MB") if count >= 1e5 else (1e3, "kB")
+    return f"{count / unit:.2f} {name}"

@@ -93,6 +93,9 @@ class Dispatcher:
         found = self._decide(problem, settings, device)
         with self._lock:
             self._counts[found.source] += 1
+        if not found.within_memory:
+            limit = self._memory_bytes(settings, environment.of(device))
+            self._warn(f"memory {limit} {problem.key}", f"{problem}: {found.reason}")
         if not found.accurate:
             self._warn(f"accuracy {problem.key}", f"{problem}: {found.reason}")
             if found.candidate == decisions.NATIVE and problem.groups > 1:  # nothing ran, and MLX has none of these

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from autoconv import environment
@@ -23,6 +24,7 @@ from autoconv.store import Qualification, Store
 from autoconv.tuning.bench import Bench, Clock
 from autoconv.tuning.qualification import Qualifier, fingerprint
 from autoconv.tuning.tuner import Plan, tune
+from autoconv.tuning.verification import reference_seconds
 from autoconv.warn import WarnOnce
 
 STRIKES = 2
@@ -166,15 +168,22 @@ class Measurer:
     def _tune(
         self, problem: Problem, device: mx.Device, store: Store, found: Sequence[Candidate], plan: Plan
     ) -> list[Record]:
-        where = environment.of(device)
+        where, start = environment.of(device), self._clock()
+        expected_s = reference_seconds(problem)
+        if expected_s > plan.limit_s:
+            msg = (
+                f"what results are compared with takes {expected_s:.1f} s, and {max(0.0, plan.limit_s):.1f} s are left"
+            )
+            raise TuningError(msg)
         try:
+            bench = self._bench(problem, device, memory_bytes=plan.memory_bytes)
             return tune(
                 problem,
                 where.id,
                 where.backend,
                 found,
-                self._bench(problem, device, memory_bytes=plan.memory_bytes),
-                plan,
+                bench,
+                replace(plan, limit_s=plan.limit_s - (self._clock() - start)),
                 guard=functools.partial(noted, store, where, problem),
                 clock=self._clock,
             )

@@ -287,24 +287,23 @@ MB = 10**6
         (6.03, 200 * MB, "a"),  # a tie in time of the heavier one
     ],
 )
-@pytest.mark.parametrize("measured", [False, True])
 def test_of_candidates_within_three_percent_the_one_that_takes_less_is_taken(
-    time: float, taken: int, winner: str, measured: bool
+    time: float, taken: int, winner: str
 ) -> None:
-    def needing(name: str, time: float, taken: int) -> Record:
-        return record(name, time, peak=taken) if measured else record(name, time, workspace=taken)
-
-    found = pick(needing("native", 10.0, 100 * MB), needing("a", 6.0, 100 * MB), needing("b", time, taken))
+    native, a = record("native", 10.0, peak=100 * MB), record("a", 6.0, peak=100 * MB)
+    found = pick(native, a, record("b", time, peak=taken))
     assert found.candidate == winner
     assert found.margin == pytest.approx(10 / (6.0 if winner == "a" else time) - 1)
     if winner == "b":
         assert "a is within 3% of it and takes" in found.reason
 
 
-def test_estimates_are_compared_where_not_all_are_measured() -> None:
+def test_memory_counts_only_where_all_have_it_measured() -> None:
+    # MLX's own scratch on GPUs is in no estimate, so that native's would always be the least.
     light = record("b", 6.1, workspace=90 * MB, peak=MB)
-    assert pick(record("native", 10.0), record("a", 6.0, workspace=10 * MB), light).candidate == "a"
+    assert pick(record("native", 10.0), record("a", 6.0, workspace=99 * MB), light).candidate == "a"
     assert pick(record("native", 10.0), record("a", 6.0, workspace=10 * MB, peak=99 * MB), light).candidate == "b"
+    assert pick(record("native", 10.2), record("a", 10.0, workspace=99 * MB)).candidate == "native"
 
 
 def test_where_what_all_take_ties_the_fastest_wins_and_ties_go_by_order() -> None:
@@ -317,12 +316,16 @@ def test_where_what_all_take_ties_the_fastest_wins_and_ties_go_by_order() -> Non
     [
         (9.95, 10 * MB, "a"),  # as fast, and lighter
         (10.0, 10 * MB, "a"),
-        (10.05, 10 * MB, "native"),  # slower, by however little
+        (10.05, 10 * MB, "a"),  # a little slower: what decides is not which of two equals happened to be ahead
+        (10.29, 10 * MB, "a"),
+        (10.31, 10 * MB, "native"),  # over 3% slower
         (9.95, 99 * MB, "native"),  # as heavy
         (9.95, 200 * MB, "native"),
     ],
 )
-def test_native_is_given_up_for_less_memory_only_by_what_is_no_slower(time: float, taken: int, winner: str) -> None:
+def test_native_is_given_up_for_less_memory_by_what_is_within_three_percent_of_it(
+    time: float, taken: int, winner: str
+) -> None:
     found = pick(record("native", 10.0, peak=100 * MB), record("a", time, peak=taken))
     assert found.candidate == winner
     if winner == "a":
@@ -330,10 +333,10 @@ def test_native_is_given_up_for_less_memory_only_by_what_is_no_slower(time: floa
         assert "less memory" in found.reason
 
 
-def test_native_is_not_given_up_for_one_that_is_behind_on_either_half_of_the_samples() -> None:
+def test_native_is_not_given_up_for_one_that_is_far_behind_on_either_half_of_the_samples() -> None:
     native = record("native", 10.0, peak=100 * MB)
-    assert pick(native, record("a", choosing=(10.1,) * 3, judging=(9.9,) * 3, peak=MB)).candidate == "native"
-    assert pick(native, record("a", choosing=(9.9,) * 3, judging=(10.1,) * 3, peak=MB)).candidate == "native"
+    assert pick(native, record("a", choosing=(10.4,) * 3, judging=(9.9,) * 3, peak=MB)).candidate == "native"
+    assert pick(native, record("a", choosing=(9.9,) * 3, judging=(10.4,) * 3, peak=MB)).candidate == "native"
 
 
 def test_a_native_that_is_nearly_the_fastest_and_lighter_is_kept() -> None:
@@ -342,10 +345,25 @@ def test_a_native_that_is_nearly_the_fastest_and_lighter_is_kept() -> None:
     assert "a is within 3% of it and takes 90.00 MB more memory" in found.reason
 
 
-def test_the_fastest_that_surely_beats_native_is_not_given_up_for_a_lighter_one_that_may_not() -> None:
-    light = record("b", choosing=(9.0,) * 3, judging=(9.0, 9.0, 11.0), peak=MB)
-    found = pick(record("native", 10.0, peak=50 * MB), record("a", 8.9, peak=90 * MB), light)
-    assert found.candidate == "a"
+@pytest.mark.parametrize(("native", "winner"), [(50 * MB, "b"), (MB, "a")])
+def test_the_fastest_that_surely_beats_native_is_given_up_only_for_what_is_lighter_than_both(
+    native: int, winner: str
+) -> None:
+    light = record("b", choosing=(9.0,) * 3, judging=(9.0, 9.0, 11.0), peak=MB)  # faster than native, but not surely
+    found = pick(record("native", 10.0, peak=native), record("a", 8.9, peak=90 * MB), light)
+    assert found.candidate == winner
+
+
+def test_where_nothing_keeps_to_the_memory_limit_the_lightest_that_ran_is_taken() -> None:
+    held_to = Limits(memory_bytes=GB)
+    found = pick(record("native", 1.0, workspace=9 * GB), record("a", 5.0, workspace=2 * GB), limits=held_to)
+    assert (found.candidate, found.accurate, found.within_memory) == ("a", True, False)
+    assert "takes the least" in found.reason
+    # What did not run is not known to be right.
+    over = replace(failed("a", Status.OVER_MEMORY), workspace_bytes=2 * GB)
+    assert pick(record("native", 1.0, workspace=9 * GB), over, limits=held_to).candidate == "native"
+    wrong = record("a", 5.0, workspace=2 * GB, error=1.0)
+    assert pick(record("native", 1.0, workspace=9 * GB), wrong, limits=held_to).candidate == "native"
 
 
 # By memory, measured and estimated
@@ -529,7 +547,7 @@ def test_a_decision_is_for_a_candidate_that_may_win(records: list[Record], held_
         return
     assert found.margin is None or math.isfinite(found.margin)
     assert [v.record.candidate for v in found.verdicts] == ["native", "a", "b", "c"]
-    if found.accurate:
+    if found.accurate and found.within_memory:
         verdict = next(v for v in found.verdicts if v.record.candidate == found.candidate)
         assert verdict.status is Status.OK
         assert verdict.reason == found.reason
@@ -537,7 +555,7 @@ def test_a_decision_is_for_a_candidate_that_may_win(records: list[Record], held_
         assert (verdict.record.workspace_bytes or 0) <= held_to.memory_bytes
     if found.candidate != "native" and found.margin is not None and "less memory" not in found.reason:
         assert found.margin > max(0.02, held_to.noise)
-    assert found.margin is None or found.margin >= 0
+    assert found.margin is None or found.margin >= 1 / 1.03 - 1
 
 
 @given(measured(), limits, st.sampled_from([2.0**-20, 0.5, 2.0, 1024.0]))

@@ -42,7 +42,7 @@ def record(candidate: str, *times_us: float, error: float = 1e-7, status: Status
 
 def decided(candidate: str, margin: float | None, *records: Record) -> Decision:
     verdicts = tuple(Verdict(r, r.status, None, "") for r in records)
-    return Decision(candidate, Source.MEASURED, margin, "", 1e-5, True, verdicts)
+    return Decision(candidate, Source.MEASURED, margin, "", 1e-5, verdicts=verdicts)
 
 
 class Tuner:

@@ -193,6 +193,15 @@ def test_a_workspace_over_the_limit_is_not_tried() -> None:
     assert (found["large"].status, found["large"].workspace_bytes) == (Status.OVER_MEMORY, 1_000_001)
 
 
+def test_where_all_workspaces_are_over_the_limit_the_smallest_is_tried() -> None:
+    bench = ReplayBench({"small": steady(5)})
+    native, large = replayed("native", 0, workspace=3000), replayed("large", workspace=2001)
+    field = [Candidate(native), Candidate(large), Candidate(replayed("small", workspace=2000))]
+    found = tune(PROBLEM, "somewhere", "cpu", field, bench, Plan(memory_bytes=1000), clock=bench.clock)
+    assert [r.status for r in found] == [Status.OVER_MEMORY, Status.OVER_MEMORY, Status.OK]
+    assert len(found[2].samples_us) >= 6
+
+
 HUGE = Problem.parse((1, 2048, 1024, 1024, 2), (2, 1, 1, 1, 2))
 
 

@@ -47,7 +47,9 @@ def differentiable(fast: Callable[..., Any], plain: Callable[..., Any]) -> Calla
 
     @function.jvp
     def jvp(primals: Any, tangents: Any) -> Any:
-        found = mx.jvp(plain, _listed(primals), _listed(tangents))[1]
+        pairs = zip(_listed(primals), _listed(tangents), strict=True)
+        along = [mx.zeros_like(p) if t is None else t for p, t in pairs]
+        found = mx.jvp(plain, _listed(primals), along)[1]
         return found[0] if len(found) == 1 else tuple(found)
 
     @function.vmap
@@ -74,10 +76,13 @@ def _kernel(name: str, rows: Rows, loads: str, stores: str) -> Kernel:
     sums = [
         " + ".join(f"({factor!r}f) * a[{i}][k]" for i, factor in enumerate(row) if factor) or "0.0f" for row in rows
     ]
+    named = ["x"] if "x0" not in loads else [f"x{i}" for i in range(count)]
+    pointers = " | ".join(f"reinterpret_cast<unsigned long long>({name})" for name in named)
     source = f"""
   using P = Pack<T, V>;
   const unsigned e = blockIdx.x * blockDim.x + threadIdx.x;
   if (e >= (unsigned)sizes[0]) return;
+  const bool aligned = ({pointers}) % sizeof(P) == 0;
   float a[{count}][V];
   {loads}
   P sum[{len(rows)}];
@@ -87,7 +92,7 @@ def _kernel(name: str, rows: Rows, loads: str, stores: str) -> Kernel:
   }}
   {stores}
 """
-    inputs = ["x", "sizes"] if "x0" not in loads else [*(f"x{i}" for i in range(count)), "sizes"]
+    inputs = [*named, "sizes"]
     outputs = ["y"] if "y0" not in stores else [f"y{r}" for r in range(len(rows))]
     return _compiled(name, inputs, outputs, source)
 
@@ -101,9 +106,12 @@ _names = itertools.count()
 
 
 def _unpack(index: int, pointer: str, offset: str) -> str:
+    """Load `a[index]` from a pack; element by element where an array is a view that begins at an odd place."""
     return (
-        f"{{ const P p = reinterpret_cast<const P*>({pointer})[{offset}];"
+        f"if (aligned) {{ const P p = reinterpret_cast<const P*>({pointer})[{offset}];"
         f' _Pragma("unroll") for (int k = 0; k < V; ++k) a[{index}][k] = float(p.v[k]); }}'
+        f" else {{ const T* p = {pointer} + (unsigned long long)({offset}) * V;"
+        f' _Pragma("unroll") for (int k = 0; k < V; ++k) a[{index}][k] = float(p[k]); }}'
     )
 
 
@@ -167,7 +175,7 @@ def combine_frames(rows: Rows, input: mx.array, tiles: int, step: int, first: in
     loads += f"  const int t = b % sizes[2], n = b / sizes[2], d = t * {step} - sizes[4];\n"
     for i in range(seen):
         load = _unpack(i, "x", f"(unsigned)(n * sizes[3] + d + {i}) * sizes[1] + f")
-        loads += f"  if (d + {i} >= 0 && d + {i} < sizes[3]) {load}\n"
+        loads += f"  if (d + {i} >= 0 && d + {i} < sizes[3]) {{ {load} }}\n"
         loads += f"  else {{ for (int k = 0; k < V; ++k) a[{i}][k] = 0.0f; }}\n"
     stores = " ".join(f"reinterpret_cast<P*>(y{r})[e] = sum[{r}];" for r in range(len(rows)))
     kernel = _kernel("frames", rows, loads, stores)
@@ -216,7 +224,7 @@ _STACK = """
   int c = (e % packs) * V, k = c / channels;
   c -= k * channels;
   P found;
-  if (ALIGNED) {
+  if (ALIGNED && reinterpret_cast<unsigned long long>(x) % sizeof(P) == 0) {
     const int d = first + k * apart;
     if (k < taps && d >= 0 && d < frames) {
       found = reinterpret_cast<const P*>(x + ((unsigned)(n * frames + d) * positions + position) * channels + c)[0];

@@ -28,7 +28,7 @@ from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, InTwoSt
 from autoconv.algorithms._depth import Segment, flat_convolution, flipped, phases, tap_sum, zeros_like_output
 from autoconv.algorithms._fused import fused
 from autoconv.algorithms._mlx import workspace_2d
-from autoconv.problem import Problem
+from autoconv.problem import MAX_ELEMENTS, Problem
 
 TILES = (2, 3, 4)
 """Larger ones save little more and lose too much: F(6, 3) needs 12% fewer products than F(4, 3) for twice its error."""
@@ -126,14 +126,17 @@ def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
         return ()
     if problem.stride[0] != 1 or problem.dilation[0] != 1 or problem.input_dilation[0] != 1:
         return ()
-    return [
-        {"tile": tile}
-        for tile in TILES
-        if tile + taps - 1 <= _cook_toom.MAX_PRODUCTS
-        and (
-            tile <= problem.output_shape[1] if backend == "cuda" else any(p.tile == tile for p in pieces(problem, tile))
-        )
-    ]
+    frame = problem.input_shape[0] * math.prod(problem.input_shape[2:])
+
+    def applies(tile: int) -> bool:
+        if tile + taps - 1 > _cook_toom.MAX_PRODUCTS:
+            return False
+        if backend != "cuda":
+            return any(piece.tile == tile for piece in pieces(problem, tile))
+        # With much depth padding there may be more tiles than frames.
+        return tile <= problem.output_shape[1] and _tiles(problem, tile) * frame <= MAX_ELEMENTS
+
+    return [{"tile": tile} for tile in TILES if applies(tile)]
 
 
 def _build(problem: Problem, tile: int) -> Convolution:

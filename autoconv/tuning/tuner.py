@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autoconv import accuracy as accuracies
 from autoconv._version import __version__
@@ -136,9 +136,10 @@ def tune(
     """
     plan = plan or Plan()
     start = clock()
-    more = problem.output_bytes + min(problem.input_bytes, problem.weight_bytes)
+    more = problem.result_bytes + min(problem.operand_bytes)
     workspaces = [c.cost(problem, backend).workspace_bytes for c in candidates]
     entries = [_Progress(c, needed, needed + more) for c, needed in zip(candidates, workspaces, strict=True)]
+    plan = _with_room_for_one(entries, problem, plan)
     native, native_error = entries[0], None
     for entry in entries:
         best = min((e.first_s for e in entries), default=math.inf)
@@ -188,6 +189,21 @@ def _require_time(needed_s: float, plan: Plan) -> None:
     if needed_s > plan.limit_s:
         msg = f"timing would take {needed_s:.1f} s at least, and {max(0.0, plan.limit_s):.1f} s are left"
         raise TuningError(msg)
+
+
+def _with_room_for_one(entries: Sequence[_Progress], problem: Problem, plan: Plan) -> Plan:
+    """The plan with a memory limit that lets those run that need the least, where it lets none.
+
+    Something must run in the end, and better what is known to be right, and to take the least.
+    """
+    needs = [
+        e.workspace_bytes
+        for e in entries
+        if e.candidate.name not in plan.crashed
+        and (e.is_native or e.candidate.algorithm.name not in plan.barred)
+        and (problem.addressable or e.candidate.chunks)
+    ]
+    return replace(plan, memory_bytes=max(plan.memory_bytes, min(needs, default=0)))
 
 
 def _may_start(entry: _Progress, problem: Problem, backend: str, plan: Plan, best_s: float) -> bool:
