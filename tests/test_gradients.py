@@ -28,9 +28,11 @@ from autoconv.algorithms import Algorithm, Candidate, native, wgrad_matmuls
 from autoconv.algorithms._adjoint import adjoint
 from autoconv.algorithms._algorithm import Convolution, Cost
 from autoconv.cli import main
+from autoconv.decision import Decision, Source
 from autoconv.dispatch import Dispatcher
 from autoconv.problem import Kind, Problem
 from autoconv.record import Status
+from autoconv.settings import Settings
 from autoconv.store import MemoryStore
 from autoconv.tuning.qualification import fingerprint
 from autoconv.tuning.verification import Reference, Verdict, make_operands
@@ -426,25 +428,63 @@ TAKEN: dict[str, Callable[[Loss], tuple[mx.array, ...]]] = {
 }
 
 
+CHOSEN: dict[str, tuple[dict[str, Any], dict[Kind, str]]] = {
+    "native": ({"padding": 1}, dict.fromkeys(Kind, "native")),
+    "winograd and products": (
+        {"padding": 1},
+        {
+            Kind.FORWARD: "depth_concat(edges=pad)",
+            Kind.INPUT_GRADIENT: "depth_winograd(tile=2)",
+            Kind.WEIGHT_GRADIENT: "wgrad_matmuls(splits=1,stack=none)",
+        },
+    ),
+    "taps": (
+        {"padding": 1},
+        {
+            Kind.FORWARD: "kd_decomposition(sum=float32)",
+            Kind.INPUT_GRADIENT: "kd_decomposition(sum=float32)",
+            Kind.WEIGHT_GRADIENT: "wgrad_depth_taps(taps=each)",
+        },
+    ),
+    "strided": (
+        {"stride": 2, "padding": 1},
+        {
+            Kind.FORWARD: "kd_decomposition(sum=float32)",
+            Kind.INPUT_GRADIENT: "depth_concat(edges=split)",
+            Kind.WEIGHT_GRADIENT: "wgrad_matmuls(splits=1,stack=w)",
+        },
+    ),
+}
+"""Arguments, and what is decided for each kind."""
+
+
+def decide(monkeypatch: pytest.MonkeyPatch, names: dict[Kind, str]) -> list[Kind]:
+    """Let the dispatcher decide for these, as if they had been measured; lists what it is asked."""
+    asked = []
+
+    def decided(self: Dispatcher, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
+        asked.append(problem.kind)
+        return Decision(names[problem.kind], Source.DATABASE, 0.5, "for a test")
+
+    monkeypatch.setattr(Dispatcher, "decide", decided)
+    return asked
+
+
 @pytest.mark.parametrize("how", TAKEN)
-@pytest.mark.parametrize("arguments", [{"padding": 1}, {"stride": 2, "padding": 1}], ids=str)
-def test_gradients_are_those_of_mlx(how: str, arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("chosen", CHOSEN)
+def test_gradients_are_those_of_mlx(how: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, names = CHOSEN[chosen]
+    asked = decide(monkeypatch, names)
     with autoconv.using(gradients=True):
         found = TAKEN[how](loss_of(autoconv.conv3d, **arguments))
     close(found, TAKEN[how](loss_of(mx.conv3d, **arguments)))
+    # Under `mx.vmap` they are those of the convolution's operations.
+    assert set(asked) == ({Kind.FORWARD} if how.startswith("vmap over") else set(Kind))
 
 
 def test_a_weights_gradient_is_vmapped_where_a_candidate_can(monkeypatch: pytest.MonkeyPatch) -> None:
     # MLX's own cannot: it unfolds by an operation without vmap.
-    taps = algorithms.find("wgrad_depth_taps(taps=each)", of_kind(PROBLEM, Kind.WEIGHT_GRADIENT), "cpu")
-    chosen = Dispatcher.candidate
-    monkeypatch.setattr(
-        Dispatcher,
-        "candidate",
-        lambda self, found, problem, device: (
-            taps if problem.kind is Kind.WEIGHT_GRADIENT else chosen(self, found, problem, device)
-        ),
-    )
+    decide(monkeypatch, dict.fromkeys(Kind, "native") | {Kind.WEIGHT_GRADIENT: "wgrad_depth_taps(taps=each)"})
     inputs = mx.stack([X, X + 1])
     with autoconv.using(gradients=True):
         found = mx.vmap(mx.grad(loss_of(autoconv.conv3d, padding=1), 1), (0, None))(inputs, W)
@@ -454,6 +494,7 @@ def test_a_weights_gradient_is_vmapped_where_a_candidate_can(monkeypatch: pytest
 PROBLEM = Problem.parse(X.shape, W.shape, padding=1)
 
 
+@pytest.mark.usefixtures("qualified")
 def test_a_training_step_decides_three_problems_once() -> None:
     step = mx.value_and_grad(loss_of(autoconv.conv3d, padding=1), (0, 1))
     before = autoconv.statistics()
@@ -501,6 +542,7 @@ def test_off_leaves_everything_to_mlx() -> None:
     assert sum(autoconv.statistics().values()) == autoconv.statistics()["memory"]
 
 
+@pytest.mark.usefixtures("qualified")
 @pytest.mark.parametrize("gradients", [False, True])
 def test_only_without_gradients_can_it_be_exported(gradients: bool, tmp_path: Path) -> None:
     with autoconv.using(gradients=gradients):
@@ -519,6 +561,7 @@ def test_only_without_gradients_can_it_be_exported(gradients: bool, tmp_path: Pa
     close([found], [mx.conv3d(X, W, padding=1)])
 
 
+@pytest.mark.usefixtures("qualified")
 def test_operands_of_two_dtypes_get_gradients_of_their_own() -> None:
     x, w = X.astype(mx.bfloat16), W
     with autoconv.using(gradients=True):
@@ -529,6 +572,7 @@ def test_operands_of_two_dtypes_get_gradients_of_their_own() -> None:
     assert off(found[0], host(expected[0]), host(expected[0]) ** 2) < 2e-2
 
 
+@pytest.mark.usefixtures("qualified")
 def test_without_a_measurement_a_gradient_is_that_of_the_operations_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     # Native's, elsewhere, might run out of memory where another way was chosen for that.
     autoconv.tune(X, W, padding=1)
@@ -549,6 +593,7 @@ def test_without_a_measurement_a_gradient_is_that_of_the_operations_that_ran(mon
     assert built == [Kind.FORWARD]
 
 
+@pytest.mark.usefixtures("qualified")
 def test_negative_padding_has_the_gradient_of_the_cut_input() -> None:
     padding = ([-1, 1, 0], [1, -2, 1])
     with autoconv.using(gradients=True):
@@ -560,6 +605,7 @@ def test_negative_padding_has_the_gradient_of_the_cut_input() -> None:
     close(found, mx.grad(loss_of(by_hand), (0, 1))(X, W))
 
 
+@pytest.mark.usefixtures("qualified")
 @pytest.mark.parametrize("policy", ["measure", "record"])
 def test_groups_can_be_trained(policy: str) -> None:
     problem = Problem.parse((1, 4, 5, 5, 4), (4, 3, 3, 3, 2), padding=1, groups=2)
@@ -641,6 +687,7 @@ def test_gradients_are_on_or_off(bad: Any) -> None:
         autoconv.configure(gradients=bad)
 
 
+@pytest.mark.usefixtures("qualified")
 def test_gradients_are_tuned_and_explained_by_kind() -> None:
     found = autoconv.tune(X, W, padding=1, kind="weight_gradient")
     assert found.problem == of_kind(PROBLEM, Kind.WEIGHT_GRADIENT)
@@ -652,10 +699,10 @@ def test_gradients_are_tuned_and_explained_by_kind() -> None:
         autoconv.explain(X, W, kind="backward")
 
 
-def test_a_sweep_times_gradients_if_asked(tmp_path: Path) -> None:
+def test_a_sweep_times_gradients_if_asked(qualified: Path, tmp_path: Path) -> None:
     layers = tmp_path / "layers.csv"
     layers.write_text("N,D,H,W,C_in,C_out,KD,KH,KW,count\n1,4,5,5,2,3,3,3,3,2\n")
-    arguments = ["sweep", str(layers), "--gradients", "--database", str(tmp_path / "a.db")]
+    arguments = ["sweep", str(layers), "--gradients", "--database", str(qualified)]
     done = CliRunner().invoke(main, [*arguments, "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -666,11 +713,10 @@ def test_a_sweep_times_gradients_if_asked(tmp_path: Path) -> None:
     assert "input gradient" in again.output
 
 
-def test_a_sweep_times_gradients_that_calls_noted(tmp_path: Path) -> None:
-    database = tmp_path / "noted.db"
-    with autoconv.using(gradients=True, policy="record", database=database):
+def test_a_sweep_times_gradients_that_calls_noted(qualified: Path) -> None:
+    with autoconv.using(gradients=True, policy="record", database=qualified):
         mx.eval(mx.grad(loss_of(autoconv.conv3d, padding=1), (0, 1))(X, W))
-    done = CliRunner().invoke(main, ["sweep", "--pending", "--database", str(database), "--json"])
+    done = CliRunner().invoke(main, ["sweep", "--pending", "--database", str(qualified), "--json"])
     assert done.exit_code == 0, done.output
     assert {(o["kind"], o["ending"]) for o in json.loads(done.stdout)["outcomes"]} == {(str(k), "timed") for k in Kind}
 
