@@ -164,11 +164,10 @@ def workload(path: Path, widths: Sequence[int]) -> Path:
     return path
 
 
-def test_kill_9_at_any_moment_leaves_every_finished_record(tmp_path: Path) -> None:
+def test_kill_9_at_any_moment_leaves_every_finished_record(qualified: Path, tmp_path: Path) -> None:
     """Killed again and again, the same command goes on each time, and at last has everything."""
-    database = tmp_path / "swept.db"
     path = workload(tmp_path / "work.csv", range(4, 24))
-    command = [sys.executable, "-m", "autoconv", "sweep", str(path), "--database", str(database)]
+    command = [sys.executable, "-m", "autoconv", "sweep", str(path), "--database", str(qualified)]
     chance = random.Random(7)
     finished: set[str] = set()
     for _ in range(6):
@@ -176,12 +175,10 @@ def test_kill_9_at_any_moment_leaves_every_finished_record(tmp_path: Path) -> No
         time.sleep(0.3 + 1.5 * chance.random())
         child.kill()
         child.wait()
-        if not database.exists():
-            continue
-        with sqlite3.connect(database) as connection:
+        with sqlite3.connect(qualified) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         connection.close()
-        store = open_store(database)
+        store = open_store(qualified)
         assert len(store.environments()) <= 1
         now = {p.key for where in store.environments() for p in store.problems(where)}
         complete = {
@@ -198,6 +195,6 @@ def test_kill_9_at_any_moment_leaves_every_finished_record(tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"{len(finished)} known" in done.stdout or not finished
-    store = open_store(database)
+    store = open_store(qualified)
     assert len([p for where in store.environments() for p in store.problems(where)]) == 20
     store.close()
