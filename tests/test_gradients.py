@@ -130,6 +130,14 @@ def test_products_are_the_weight_gradient_in_16_bits(dtype: str, data: st.DataOb
     check_products(data.draw(problems((dtype,), GRADIENTS[1:], dilations=False)), data)
 
 
+def test_the_parts_of_a_sum_are_added_up_in_float32() -> None:
+    # 2048 + 1 is 2048 in float16, in which the two ones would be lost one by one: three parts, and two rows are left.
+    problem = Problem.parse((1, 5, 1, 1, 1), (1, 1, 1, 1, 1), "float16", kind=Kind.WEIGHT_GRADIENT)
+    first = mx.ones(problem.input_shape, mx.float16)
+    second = mx.array([2048, 1, 0, 1, 0], mx.float16).reshape(problem.output_shape)
+    assert wgrad_matmuls.ALGORITHM.build(problem, stack="none", splits=3)(first, second).item() == 2050
+
+
 @WRONG_IN_MLX
 def test_native_has_the_gradients_that_mlx_has_not(problem: Problem, of_weight: bool) -> None:
     problem = of_kind(problem, Kind.WEIGHT_GRADIENT if of_weight else Kind.INPUT_GRADIENT)
