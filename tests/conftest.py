@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 from hypothesis import settings
 
 import autoconv
-from autoconv import _calls, dispatch
+from autoconv import _calls, dispatch, environment
 from autoconv import settings as _settings
+from autoconv.algorithms import algorithms
+from autoconv.store import open_store
+from autoconv.tuning.qualification import Qualifier
 
 settings.register_profile("autoconv", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("autoconv")
@@ -46,3 +50,29 @@ def _own_database(tmp_path: Path) -> Iterator[None]:
         _settings._configured = before
         _calls.forget()
         dispatch.forget()
+
+
+@pytest.fixture(scope="session")
+def qualified_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that knows the default device from its first run, of convolutions and of gradients, and no more.
+
+    That run takes seconds, so it is made once. Copy the file.
+    """
+    path, device = tmp_path_factory.mktemp("qualified") / "autoconv.db", mx.default_device()
+    where = environment.of(device)
+    convolutions = Qualifier(where, device, algorithms()).advance()
+    assert convolutions is not None
+    gradients = Qualifier(where, device, algorithms(), forward=convolutions).advance()
+    assert gradients is not None
+    assert convolutions.barred == gradients.barred == {}
+    store = open_store(path)
+    store.qualify(convolutions)
+    store.qualify(gradients)
+    store.close()
+    return path
+
+
+@pytest.fixture
+def qualified(qualified_database: Path, tmp_path: Path) -> Path:
+    """The test's own database knows the device, so that what is timed is the problem alone."""
+    return Path(shutil.copy(qualified_database, tmp_path / "autoconv.db"))

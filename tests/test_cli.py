@@ -126,21 +126,22 @@ def test_explain_refuses_in_one_line_what_is_no_convolution(arguments: list[str]
     assert "Traceback" not in found.output
 
 
-def test_a_sweep_times_a_file_and_knows_it_the_second_time(tmp_path: Path) -> None:
-    path, database = tmp_path / "mine.csv", tmp_path / "mine.db"
+def test_a_sweep_times_a_file_and_knows_it_the_second_time(qualified: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
     path.write_text(HEADER + ROW)
-    first = run("sweep", str(path), "--database", str(database), "--json")
+    first = run("sweep", str(path), "--database", str(qualified), "--json")
     assert first.exit_code == 0, first.output
     found = json.loads(first.stdout)
     assert found["summary"]["endings"] == {"timed": 1}
     assert found["outcomes"][0]["problem"] == PROBLEM.key
     assert {c["status"] for c in found["outcomes"][0]["candidates"]} == {"ok"}
-    second = run("sweep", str(path), "--database", str(database))
+    second = run("sweep", str(path), "--database", str(qualified))
     assert second.exit_code == 0
     assert "1 problems: 1 known" in second.output
 
 
-def test_a_sweep_of_what_is_pending_takes_it_off_the_list(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("qualified")
+def test_a_sweep_of_what_is_pending_takes_it_off_the_list() -> None:
     x, w = mx.zeros(PROBLEM.input_shape), mx.zeros(PROBLEM.weight_shape)
     with autoconv.using(policy="record"):
         autoconv.conv3d(x, w)

@@ -22,19 +22,18 @@ def test_the_layers_are_many_and_real() -> None:
             assert layer.problem.input_shape[4] == layer.crop_of.input_shape[4]
 
 
-def test_the_second_process_times_nothing_and_runs_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_process_times_nothing_and_runs_the_same(qualified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the two layers of least work, as the command itself runs them all."""
     layers = sorted(demo_layers(), key=lambda layer: layer.problem.flops)[:2]
     monkeypatch.setattr(demo, "demo_layers", lambda: layers)
-    database = tmp_path / "demo.db"
     told: list[Layer] = []
-    outcomes = demo.first_run(database, tell=lambda o: told.append(o.layer))
+    outcomes = demo.first_run(qualified, tell=lambda o: told.append(o.layer))
     assert told == layers
     assert [o.ending for o in outcomes] == [Ending.TIMED] * 2
     winners = {o.layer.problem.key: o.decision.candidate for o in outcomes if o.decision}
 
     # As the second process runs it; the others of its layers are new to it, so here only these two.
-    second = demo.replay(layers, database)
+    second = demo.replay(layers, qualified)
     assert second.outputs == 2
     assert second.winners == winners
     assert second.statistics["database"] == 2

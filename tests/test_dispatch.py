@@ -1040,10 +1040,12 @@ def test_a_shape_that_is_not_known_is_explained_as_json_too() -> None:
 
 
 @pytest.mark.skipif(mx.default_device() == mx.gpu, reason="MLX's scratch on GPUs is its own")
+@pytest.mark.usefixtures("qualified")
 @pytest.mark.parametrize("compiled", [False, True], ids=["called", "compiled"])
-def test_a_call_under_a_limit_takes_no_more_than_that(compiled: bool) -> None:
+def test_a_call_under_a_limit_takes_no_more_than_that(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from autoconv import conv3d
 
+    monkeypatch.delitem(environment._environments, repr(CPU))
     input, weight = mx.random.normal((1, 16, 32, 32, 8)), mx.random.normal((8, 3, 3, 3, 8))
     expected = mx.conv3d(input, weight, padding=1)
     mx.eval(input, weight, expected)

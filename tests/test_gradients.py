@@ -28,9 +28,11 @@ from autoconv.algorithms import Algorithm, Candidate, native, wgrad_matmuls
 from autoconv.algorithms._adjoint import adjoint
 from autoconv.algorithms._algorithm import Convolution, Cost
 from autoconv.cli import main
+from autoconv.decision import Decision, Source
 from autoconv.dispatch import Dispatcher
 from autoconv.problem import Kind, Problem
 from autoconv.record import Status
+from autoconv.settings import Settings
 from autoconv.store import MemoryStore
 from autoconv.tuning.qualification import fingerprint
 from autoconv.tuning.verification import Reference, Verdict, make_operands
@@ -63,40 +65,77 @@ def exact(problem: Problem, first: Array, second: Array) -> Array:
     return convolve(first, second, problem)
 
 
-def check(run: Convolution, problem: Problem, by: str, first: mx.array, second: mx.array) -> None:
+def checker(problem: Problem, first: mx.array, second: mx.array) -> Callable[[Convolution, str], None]:
+    """Compares what computes a gradient with the reference's of these operands, which is computed once."""
     a, b = host(first), host(second)
-    found = run(first, second)
-    assert found.dtype == first.dtype, by
-    assert off(found, exact(problem, a, b), exact(problem, a**2, b**2)) < BOUND[problem.dtype], by
+    expected, squares = exact(problem, a, b), exact(problem, a**2, b**2)
+
+    def compare(run: Convolution, by: str) -> None:
+        found = run(first, second)
+        assert found.dtype == first.dtype, by
+        assert off(found, expected, squares) < BOUND[problem.dtype], by
+
+    return compare
+
+
+def check(run: Convolution, problem: Problem, by: str, first: mx.array, second: mx.array) -> None:
+    checker(problem, first, second)(run, by)
 
 
 # Candidates
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def check_every_candidate(problem: Problem) -> None:
+    compare = checker(problem, *operands(problem))
+    for candidate in every_candidate(problem):
+        compare(candidate.build(problem), candidate.name)
+
+
 @pytest.mark.parametrize("kind", GRADIENTS)
 @settings(max_examples=150)
-@given(data=st.data())
-def test_every_candidate_computes_the_gradient(kind: Kind, dtype: str, data: st.DataObject) -> None:
-    problem = of_kind(data.draw(st.one_of(problems((dtype,)), decomposed_problems((dtype,)))), kind)
-    arrays = operands(problem)
-    for candidate in every_candidate(problem):
-        check(candidate.build(problem), problem, candidate.name, *arrays)
+@given(problem=st.one_of(problems(), decomposed_problems()))
+def test_every_candidate_computes_the_gradient(kind: Kind, problem: Problem) -> None:
+    check_every_candidate(of_kind(problem, kind))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@settings(max_examples=100)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", GRADIENTS)
+@settings(max_examples=50)
 @given(data=st.data())
-def test_products_of_any_stack_and_splits_are_the_weight_gradient(dtype: str, data: st.DataObject) -> None:
-    problem = of_kind(data.draw(problems((dtype,), dilations=False)), Kind.WEIGHT_GRADIENT)
+def test_every_candidate_computes_it_in_16_bits(kind: Kind, dtype: str, data: st.DataObject) -> None:
+    check_every_candidate(of_kind(data.draw(st.one_of(problems((dtype,)), decomposed_problems((dtype,)))), kind))
+
+
+def check_products(problem: Problem, data: st.DataObject) -> None:
     if "wgrad_matmuls" not in {c.algorithm.name for c in algorithms.candidates(problem, "cpu")}:
         return  # no output sees the input
     plan = wgrad_matmuls._plan(problem)
     assert plan is not None
     splits = data.draw(st.integers(1, min(7, plan.rows)))
+    compare = checker(problem, *operands(problem))
     for stack in wgrad_matmuls.STACKS:
-        run = wgrad_matmuls.ALGORITHM.build(problem, stack=stack, splits=splits)
-        check(run, problem, f"{stack} {splits}", *operands(problem))
+        compare(wgrad_matmuls.ALGORITHM.build(problem, stack=stack, splits=splits), f"{stack} {splits}")
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_products_of_any_stack_and_splits_are_the_weight_gradient(data: st.DataObject) -> None:
+    check_products(data.draw(problems(kinds=GRADIENTS[1:], dilations=False)), data)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@settings(max_examples=34)
+@given(data=st.data())
+def test_products_are_the_weight_gradient_in_16_bits(dtype: str, data: st.DataObject) -> None:
+    check_products(data.draw(problems((dtype,), GRADIENTS[1:], dilations=False)), data)
+
+
+def test_the_parts_of_a_sum_are_added_up_in_float32() -> None:
+    # 2048 + 1 is 2048 in float16, in which the two ones would be lost one by one: three parts, and two rows are left.
+    problem = Problem.parse((1, 5, 1, 1, 1), (1, 1, 1, 1, 1), "float16", kind=Kind.WEIGHT_GRADIENT)
+    first = mx.ones(problem.input_shape, mx.float16)
+    second = mx.array([2048, 1, 0, 1, 0], mx.float16).reshape(problem.output_shape)
+    assert wgrad_matmuls.ALGORITHM.build(problem, stack="none", splits=3)(first, second).item() == 2050
 
 
 @WRONG_IN_MLX
@@ -157,8 +196,9 @@ def test_transposed_views_give_the_same_gradient(kind: Kind, problem: Problem) -
     arrays = operands(problem)
     planes = [mx.contiguous(mx.moveaxis(a, -1, 1)) for a in arrays]
     mx.eval(planes)
+    compare = checker(problem, *(mx.moveaxis(a, 1, -1) for a in planes))
     for candidate in every_candidate(problem):
-        check(candidate.build(problem), problem, candidate.name, *(mx.moveaxis(a, 1, -1) for a in planes))
+        compare(candidate.build(problem), candidate.name)
 
 
 CASES = [
@@ -426,25 +466,63 @@ TAKEN: dict[str, Callable[[Loss], tuple[mx.array, ...]]] = {
 }
 
 
+CHOSEN: dict[str, tuple[dict[str, Any], dict[Kind, str]]] = {
+    "native": ({"padding": 1}, dict.fromkeys(Kind, "native")),
+    "winograd and products": (
+        {"padding": 1},
+        {
+            Kind.FORWARD: "depth_concat(edges=pad)",
+            Kind.INPUT_GRADIENT: "depth_winograd(tile=2)",
+            Kind.WEIGHT_GRADIENT: "wgrad_matmuls(splits=1,stack=none)",
+        },
+    ),
+    "taps": (
+        {"padding": 1},
+        {
+            Kind.FORWARD: "kd_decomposition(sum=float32)",
+            Kind.INPUT_GRADIENT: "kd_decomposition(sum=float32)",
+            Kind.WEIGHT_GRADIENT: "wgrad_depth_taps(taps=each)",
+        },
+    ),
+    "strided": (
+        {"stride": 2, "padding": 1},
+        {
+            Kind.FORWARD: "kd_decomposition(sum=float32)",
+            Kind.INPUT_GRADIENT: "depth_concat(edges=split)",
+            Kind.WEIGHT_GRADIENT: "wgrad_matmuls(splits=1,stack=w)",
+        },
+    ),
+}
+"""Arguments, and what is decided for each kind."""
+
+
+def decide(monkeypatch: pytest.MonkeyPatch, names: dict[Kind, str]) -> list[Kind]:
+    """Let the dispatcher decide for these, as if they had been measured; lists what it is asked."""
+    asked = []
+
+    def decided(self: Dispatcher, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
+        asked.append(problem.kind)
+        return Decision(names[problem.kind], Source.DATABASE, 0.5, "for a test")
+
+    monkeypatch.setattr(Dispatcher, "decide", decided)
+    return asked
+
+
 @pytest.mark.parametrize("how", TAKEN)
-@pytest.mark.parametrize("arguments", [{"padding": 1}, {"stride": 2, "padding": 1}], ids=str)
-def test_gradients_are_those_of_mlx(how: str, arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("chosen", CHOSEN)
+def test_gradients_are_those_of_mlx(how: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, names = CHOSEN[chosen]
+    asked = decide(monkeypatch, names)
     with autoconv.using(gradients=True):
         found = TAKEN[how](loss_of(autoconv.conv3d, **arguments))
     close(found, TAKEN[how](loss_of(mx.conv3d, **arguments)))
+    # Under `mx.vmap` they are those of the convolution's operations.
+    assert set(asked) == ({Kind.FORWARD} if how.startswith("vmap over") else set(Kind))
 
 
 def test_a_weights_gradient_is_vmapped_where_a_candidate_can(monkeypatch: pytest.MonkeyPatch) -> None:
     # MLX's own cannot: it unfolds by an operation without vmap.
-    taps = algorithms.find("wgrad_depth_taps(taps=each)", of_kind(PROBLEM, Kind.WEIGHT_GRADIENT), "cpu")
-    chosen = Dispatcher.candidate
-    monkeypatch.setattr(
-        Dispatcher,
-        "candidate",
-        lambda self, found, problem, device: (
-            taps if problem.kind is Kind.WEIGHT_GRADIENT else chosen(self, found, problem, device)
-        ),
-    )
+    decide(monkeypatch, dict.fromkeys(Kind, "native") | {Kind.WEIGHT_GRADIENT: "wgrad_depth_taps(taps=each)"})
     inputs = mx.stack([X, X + 1])
     with autoconv.using(gradients=True):
         found = mx.vmap(mx.grad(loss_of(autoconv.conv3d, padding=1), 1), (0, None))(inputs, W)
@@ -454,6 +532,7 @@ def test_a_weights_gradient_is_vmapped_where_a_candidate_can(monkeypatch: pytest
 PROBLEM = Problem.parse(X.shape, W.shape, padding=1)
 
 
+@pytest.mark.usefixtures("qualified")
 def test_a_training_step_decides_three_problems_once() -> None:
     step = mx.value_and_grad(loss_of(autoconv.conv3d, padding=1), (0, 1))
     before = autoconv.statistics()
@@ -501,6 +580,7 @@ def test_off_leaves_everything_to_mlx() -> None:
     assert sum(autoconv.statistics().values()) == autoconv.statistics()["memory"]
 
 
+@pytest.mark.usefixtures("qualified")
 @pytest.mark.parametrize("gradients", [False, True])
 def test_only_without_gradients_can_it_be_exported(gradients: bool, tmp_path: Path) -> None:
     with autoconv.using(gradients=gradients):
@@ -519,6 +599,7 @@ def test_only_without_gradients_can_it_be_exported(gradients: bool, tmp_path: Pa
     close([found], [mx.conv3d(X, W, padding=1)])
 
 
+@pytest.mark.usefixtures("qualified")
 def test_operands_of_two_dtypes_get_gradients_of_their_own() -> None:
     x, w = X.astype(mx.bfloat16), W
     with autoconv.using(gradients=True):
@@ -529,6 +610,7 @@ def test_operands_of_two_dtypes_get_gradients_of_their_own() -> None:
     assert off(found[0], host(expected[0]), host(expected[0]) ** 2) < 2e-2
 
 
+@pytest.mark.usefixtures("qualified")
 def test_without_a_measurement_a_gradient_is_that_of_the_operations_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     # Native's, elsewhere, might run out of memory where another way was chosen for that.
     autoconv.tune(X, W, padding=1)
@@ -549,6 +631,7 @@ def test_without_a_measurement_a_gradient_is_that_of_the_operations_that_ran(mon
     assert built == [Kind.FORWARD]
 
 
+@pytest.mark.usefixtures("qualified")
 def test_negative_padding_has_the_gradient_of_the_cut_input() -> None:
     padding = ([-1, 1, 0], [1, -2, 1])
     with autoconv.using(gradients=True):
@@ -560,6 +643,7 @@ def test_negative_padding_has_the_gradient_of_the_cut_input() -> None:
     close(found, mx.grad(loss_of(by_hand), (0, 1))(X, W))
 
 
+@pytest.mark.usefixtures("qualified")
 @pytest.mark.parametrize("policy", ["measure", "record"])
 def test_groups_can_be_trained(policy: str) -> None:
     problem = Problem.parse((1, 4, 5, 5, 4), (4, 3, 3, 3, 2), padding=1, groups=2)
@@ -641,6 +725,7 @@ def test_gradients_are_on_or_off(bad: Any) -> None:
         autoconv.configure(gradients=bad)
 
 
+@pytest.mark.usefixtures("qualified")
 def test_gradients_are_tuned_and_explained_by_kind() -> None:
     found = autoconv.tune(X, W, padding=1, kind="weight_gradient")
     assert found.problem == of_kind(PROBLEM, Kind.WEIGHT_GRADIENT)
@@ -652,10 +737,10 @@ def test_gradients_are_tuned_and_explained_by_kind() -> None:
         autoconv.explain(X, W, kind="backward")
 
 
-def test_a_sweep_times_gradients_if_asked(tmp_path: Path) -> None:
+def test_a_sweep_times_gradients_if_asked(qualified: Path, tmp_path: Path) -> None:
     layers = tmp_path / "layers.csv"
     layers.write_text("N,D,H,W,C_in,C_out,KD,KH,KW,count\n1,4,5,5,2,3,3,3,3,2\n")
-    arguments = ["sweep", str(layers), "--gradients", "--database", str(tmp_path / "a.db")]
+    arguments = ["sweep", str(layers), "--gradients", "--database", str(qualified)]
     done = CliRunner().invoke(main, [*arguments, "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -666,11 +751,10 @@ def test_a_sweep_times_gradients_if_asked(tmp_path: Path) -> None:
     assert "input gradient" in again.output
 
 
-def test_a_sweep_times_gradients_that_calls_noted(tmp_path: Path) -> None:
-    database = tmp_path / "noted.db"
-    with autoconv.using(gradients=True, policy="record", database=database):
+def test_a_sweep_times_gradients_that_calls_noted(qualified: Path) -> None:
+    with autoconv.using(gradients=True, policy="record", database=qualified):
         mx.eval(mx.grad(loss_of(autoconv.conv3d, padding=1), (0, 1))(X, W))
-    done = CliRunner().invoke(main, ["sweep", "--pending", "--database", str(database), "--json"])
+    done = CliRunner().invoke(main, ["sweep", "--pending", "--database", str(qualified), "--json"])
     assert done.exit_code == 0, done.output
     assert {(o["kind"], o["ending"]) for o in json.loads(done.stdout)["outcomes"]} == {(str(k), "timed") for k in Kind}
 

@@ -172,7 +172,7 @@ def test_damaged_rows_do_not_stop_an_export(database: Path, tmp_path: Path) -> N
 def test_lines_are_written_as_they_are_read(tmp_path: Path) -> None:
     database, out = tmp_path / "autoconv.db", tmp_path / "out.jsonl"
     with closing(open_store(database)) as store:
-        store.add(PROBLEMS[0], [result(PROBLEMS[0], detail="x" * 500)] * 5000)
+        store.add(PROBLEMS[0], [result(PROBLEMS[0], detail="x" * 500)] * 2000)
     export(database, tmp_path / "warm.jsonl")
     tracemalloc.start()
     try:
