@@ -23,8 +23,8 @@ from autoconv.settings import Settings
 from autoconv.store import Qualification, Store
 from autoconv.tuning.bench import Bench, Clock
 from autoconv.tuning.qualification import Qualifier, fingerprint
+from autoconv.tuning.reference import reference_seconds
 from autoconv.tuning.tuner import Plan, tune
-from autoconv.tuning.verification import reference_seconds
 from autoconv.warn import WarnOnce
 
 STRIKES = 2

@@ -22,7 +22,7 @@ from strategies import decomposed_problems, problems
 from autoconv import algorithms
 from autoconv.algorithms import Candidate, _depth, implicit_gemm, native
 from autoconv.problem import Problem
-from autoconv.tuning.verification import make_operands
+from autoconv.tuning.operands import make_operands
 
 BACKENDS = ("cpu", "cuda", "metal")
 ON_CPU = mx.default_device().type == mx.cpu

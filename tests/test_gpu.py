@@ -13,8 +13,9 @@ from autoconv.algorithms import algorithms, candidates, find
 from autoconv.problem import Kind, Problem
 from autoconv.record import Status
 from autoconv.tuning.bench import DeviceBench
+from autoconv.tuning.operands import make_operands
 from autoconv.tuning.qualification import Qualifier
-from autoconv.tuning.verification import Reference, make_operands
+from autoconv.tuning.reference import Reference
 
 pytestmark = pytest.mark.gpu
 

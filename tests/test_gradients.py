@@ -34,8 +34,10 @@ from autoconv.problem import Kind, Problem
 from autoconv.record import Status
 from autoconv.settings import Settings
 from autoconv.store import MemoryStore
+from autoconv.tuning.operands import make_operands
 from autoconv.tuning.qualification import fingerprint
-from autoconv.tuning.verification import Reference, Verdict, make_operands
+from autoconv.tuning.reference import Reference
+from autoconv.tuning.verification import Verdict
 
 GRADIENTS = (Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT)
 CPU = mx.Device(mx.cpu)

@@ -20,8 +20,9 @@ from autoconv.errors import DeviceLostError, TuningError
 from autoconv.problem import Problem
 from autoconv.record import MAX_DETAIL, Record, Status
 from autoconv.tuning.bench import DeviceBench
+from autoconv.tuning.operands import MIN_PART
 from autoconv.tuning.tuner import CEILING_SLACK, Guard, Plan, tune
-from autoconv.tuning.verification import MIN_PART, Verdict
+from autoconv.tuning.verification import Verdict
 
 PROBLEM = Problem.parse((1, 4, 8, 8, 4), (8, 3, 3, 3, 4), padding=1)
 MS = 1e-3

@@ -16,20 +16,10 @@ from strategies import problems
 
 from autoconv import accuracy
 from autoconv.problem import MAX_ELEMENTS, Problem
-from autoconv.tuning import verification
-from autoconv.tuning.verification import (
-    CHANNELS,
-    HALF_PEAK,
-    OUTLIER_SCALE,
-    POSITIONS,
-    Reference,
-    blocks_of,
-    half_scale,
-    judge,
-    make_operands,
-    sample_channels,
-    sample_positions,
-)
+from autoconv.tuning import operands
+from autoconv.tuning.operands import HALF_PEAK, OUTLIER_SCALE, blocks_of, half_scale, make_operands
+from autoconv.tuning.reference import CHANNELS, POSITIONS, Reference, sample_channels, sample_positions
+from autoconv.tuning.verification import judge
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -414,8 +404,8 @@ def test_blocks_of_an_array_past_the_index_range_are_within_it() -> None:
 @pytest.mark.parametrize("part", [64, 1000])
 def test_operands_made_by_parts_are_as_random_and_as_hard(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem.parse((2, 6, 20, 20, 8), (16, 3, 3, 3, 8))
-    monkeypatch.setattr(verification, "MAX_PART", part)
-    monkeypatch.setattr(verification, "MIN_PART", part)
+    monkeypatch.setattr(operands, "MAX_PART", part)
+    monkeypatch.setattr(operands, "MIN_PART", part)
     first, again, other = (make_operands(problem, seed)[0] for seed in (0, 0, 1))
     assert mx.array_equal(first, again)
     assert not mx.array_equal(first, other)
@@ -433,7 +423,7 @@ def test_one_value_anywhere_that_is_not_finite_is_seen(bad: float, limit: int, m
     reference = Reference(problem, input, weight)
     output = mx.array(np.array(mx.conv3d(input, weight)))
     assert reference.check(output).wrong == ""
-    monkeypatch.setattr(verification, "MAX_ELEMENTS", limit)
+    monkeypatch.setattr("autoconv.tuning.reference.MAX_ELEMENTS", limit)
     peak = reference.check(output).peak
     assert peak == pytest.approx(float(mx.abs(output).max()))
     output[0, 2, 3, 4, 1] = bad

@@ -53,25 +53,15 @@ def _build_each(problem: Problem) -> Convolution:
 
     def run(input: mx.array, cotangent: mx.array, /) -> mx.array:
         input, cotangent = mx.contiguous(input), mx.contiguous(cotangent)  # every tap reads them
-        parts: list[list[mx.array]] = [[] for _ in range(depth)]
+        # A tap stands on the grid of the input's elements in one phase alone.
+        zero = mx.zeros((shape[0], *shape[2:]), cotangent.dtype)
+        found = [zero] * depth
         for index, phase in enumerate(plan):
             for tap in phase.taps:
-                parts[tap.index].append(of_tap(input, cotangent, index, tap))
-        zero = mx.zeros((shape[0], *shape[2:]), cotangent.dtype)
-        return flipped_back(problem, mx.stack([_sum(part) if part else zero for part in parts], axis=1))
+                found[tap.index] = of_tap(input, cotangent, index, tap)
+        return flipped_back(problem, mx.stack(found, axis=1))
 
     return run
-
-
-def _sum(parts: list[mx.array]) -> mx.array:
-    """In float32: the phases of an input dilation see the same tap."""
-    if len(parts) == 1:
-        return parts[0]
-    wide = parts[0].dtype if parts[0].dtype == mx.float64 else mx.float32
-    total = parts[0].astype(wide)
-    for part in parts[1:]:
-        total = total + part
-    return total.astype(parts[0].dtype)
 
 
 def _build_stacked(problem: Problem) -> Convolution:

@@ -17,7 +17,9 @@ from typing import Protocol
 from autoconv._backend import mx
 from autoconv.algorithms import Candidate, Convolution
 from autoconv.problem import Problem
-from autoconv.tuning.verification import Reference, Verdict, half_scale, make_operands
+from autoconv.tuning.operands import half_scale, make_operands
+from autoconv.tuning.reference import Reference
+from autoconv.tuning.verification import Verdict
 
 Clock = Callable[[], float]
 """Seconds since some moment."""
