@@ -1,10 +1,11 @@
 """Any convolution, or weight gradient, in chunks of its output, so that beside its operands it takes what one chunk
 takes.
 
-A chunk of clips of the batch, of output frames, or of rows of a few frames is itself a convolution, of a slice of the input with padding of its
-own: output `o` of an axis sees the positions `o * stride - low` to `+ (kernel - 1) * dilation` of the dilated input,
-element `i` standing at `i * input_dilation`; what a chunk's positions reach beyond its elements is padding. Outputs
-that see no element are zero, and left out. A weight gradient is the sum of those of the chunks.
+A chunk of clips of the batch, of output frames, or of rows of a few frames is itself a convolution, of a slice of the
+input with padding of its own: output `o` of an axis sees the positions `o * stride - low` to `+ (kernel - 1) *
+dilation` of the dilated input, element `i` standing at `i * input_dilation`; what a chunk's positions reach beyond its
+elements is padding. Outputs that see no element are zero, and left out. A weight gradient is the sum of those of the
+chunks.
 
 The output begins as zeros and each chunk is written into it. MLX writes in place if nobody else holds the array, so no
 second output lives. (A concatenation holds all parts and the whole; and on GPUs it copies each part with 32-bit
