@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from autoconv.algorithms._adjoint import adjoint
 from autoconv.algorithms._algorithm import Algorithm, Candidate, Convolution, chunk_bytes
-from autoconv.algorithms._chunks import FEWEST, PARAMETERS, keeps_derivatives, largest, parts
+from autoconv.algorithms._chunks import FEWEST, MOST, PARAMETERS, largest, number, parts
 from autoconv.problem import MAX_ELEMENTS, Kind, Problem
 
 __all__ = ["Algorithm", "Candidate", "Convolution", "algorithms", "candidates", "find"]
@@ -64,8 +64,7 @@ def candidates(
             continue
         whole = [_candidate(algorithm, parameters) for parameters in algorithm.parameters(problem, backend)]
         found += whole
-        if problem.kind is Kind.FORWARD:
-            found += _in_chunks(problem, backend, algorithm, whole, memory_bytes)
+        found += _in_chunks(problem, backend, algorithm, whole, memory_bytes)
     return tuple(found)
 
 
@@ -93,8 +92,11 @@ def _in_chunks(
 
     An estimate of no workspace is that of MLX's own kernels on GPUs, whose scratch is not known. They are offered in
     chunks as well where the limit is below what input, weight and output take: scratch is of their order, and below
-    that limit a measurement may well find too much.
+    that limit a measurement may well find too much. What is one 3D convolution of MLX's is not offered for groups, of
+    which MLX has none in 3D.
     """
+    if algorithm.one_call and problem.groups > 1:
+        return
     wanted = [
         dict(candidate.items)
         for candidate in whole
@@ -104,7 +106,8 @@ def _in_chunks(
             and (candidate.cost(problem, backend).workspace_bytes or problem.bytes) > memory_bytes
         )
     ]
-    if _may_pass_index(problem):
+    # What one of a weight gradient's parameters may be depends on its size.
+    if _may_pass_index(problem) or (wanted and problem.kind is Kind.WEIGHT_GRADIENT):
         for cut in _small(problem):
             known = [*wanted, *(dict(candidate.items) for candidate in whole)]
             sets = [list(algorithm.parameters(part, backend)) for part in cut]
@@ -120,8 +123,7 @@ def _in_chunks(
             return SLACK * chunk_bytes(part, algorithm.cost(part, backend, **own)) <= memory_bytes
 
         found = largest(problem, fits, applies)
-        axes = (0, 1) if algorithm.one_call else (1,)  # the depth of the others is not MLX's affair
-        if found is not None and all(keeps_derivatives(problem, part, axes) for part in parts(problem, **found)):
+        if found is not None:
             yield _candidate(algorithm, {**parameters, **found})
 
 
@@ -134,21 +136,23 @@ def _may_pass_index(problem: Problem) -> bool:
 
 
 def _small(problem: Problem) -> list[list[Problem]]:
-    """The different chunks of one frame and of a few, or of one row where a frame has too many elements."""
-    cuts = [list(parts(problem, frames)) for frames in (1, FEWEST)]
+    """The different chunks of one frame and of a few of one clip, or of one row where a frame has too many elements."""
+    cuts = [parts(problem, frames, clips=1) for frames in (1, FEWEST)]
     addressable = [cut for cut in cuts if all(part.addressable for part in cut)]
-    return addressable or [list(parts(problem, 1, 1))]
+    return addressable or [parts(problem, 1, 1, 1)]
 
 
 def _find_in_chunks(name: str, problem: Problem, backend: str, among: Sequence[Algorithm]) -> Candidate | None:
     read = re.fullmatch(r"(\w+)\((\w+=\w+(?:,\w+=\w+)*)\)", name)
     algorithm = next((a for a in among if read and a.name == read[1]), None)
-    if read is None or algorithm is None or problem.kind is not Kind.FORWARD:
+    if read is None or algorithm is None or problem.kind not in algorithm.kinds:
+        return None
+    if algorithm.one_call and problem.groups > 1:
         return None
     given = dict(pair.split("=") for pair in read[2].split(","))
     chunks = {key: int(given[key]) for key in PARAMETERS if re.fullmatch(r"[1-9]\d{0,9}", given.get(key, ""))}
     own = {key: value for key, value in given.items() if key not in chunks}
-    if "frames" not in chunks:
+    if not chunks or ("rows" in chunks and "frames" not in chunks) or number(problem, **chunks) > MOST:
         return None
     offers = [
         [dict(p) for p in algorithm.parameters(part, backend) if {k: str(v) for k, v in p.items()} == own]

@@ -5,7 +5,6 @@ chunks.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -80,7 +79,7 @@ class Algorithm:
         build: `build(problem, **parameters)` is the convolution ready to run.
         cost: `cost(problem, backend, **parameters)` is what it needs.
         parameters: `parameters(problem, backend)` are those worth trying; none where it does not apply. The names
-            `frames` and `rows` are taken: every forward algorithm can be run in chunks, which are no affair of its
+            `clips`, `frames` and `rows` are taken: every algorithm can be run in chunks, which are no affair of its
             own.
         kinds: What it computes, of `Kind.FORWARD` and `Kind.WEIGHT_GRADIENT`; it meets no problem of another kind.
         one_call: Whether it is one 3D convolution of MLX's, with arguments of its own perhaps.
@@ -120,7 +119,7 @@ class Candidate:
 
     @property
     def chunks(self) -> dict[str, int]:
-        """The most output frames and rows of a chunk; empty where the candidate computes all at once."""
+        """The most clips, output frames and rows of a chunk; empty where the candidate computes all at once."""
         return {name: int(value) for name, value in self.items if name in _chunks.PARAMETERS}
 
     @property
@@ -135,24 +134,27 @@ class Candidate:
         if not self.chunks:
             found: Convolution = build(problem)
             return found
+        if problem.kind is Kind.WEIGHT_GRADIENT:
+            return _chunks.chunked_weight_gradient(problem, build, **self.chunks)
         return _chunks.chunked(problem, build, **self.chunks, one_call=self.algorithm.one_call)
 
     def cost(self, problem: Problem, backend: str) -> Cost:
         """What it needs on a backend.
 
         A chunk also takes its result, until that is written into the output, and a copy of its input: a slice is not
-        contiguous where there is a batch or it is one of rows, and is copied inside a trace.
+        contiguous where there is a batch or it is one of rows, and is copied inside a trace. One of a weight gradient
+        takes copies of both operands, its result, and the sum so far.
         """
         if problem.kind is Kind.INPUT_GRADIENT:
             return self._cost_of_input_gradient(problem, backend)
         if not self.chunks:
             found: Cost = self.algorithm.cost(problem, backend, **self._own)
             return found
-        flops, moved, workspace = 0, problem.output_bytes, 0
-        for part, count in Counter(piece.problem for piece in _chunks.pieces(problem, **self.chunks)).items():
+        flops, moved, workspace = 0, problem.result_bytes, 0
+        for part, count in _chunks.counted(problem, **self.chunks):
             cost = self.algorithm.cost(part, backend, **self._own)
             flops += count * cost.flops
-            moved += count * (cost.bytes + 2 * part.output_bytes + 2 * part.input_bytes)
+            moved += count * (cost.bytes + 2 * chunk_bytes(part, Cost(0, 0, 0)))
             workspace = max(workspace, chunk_bytes(part, cost))
         return Cost(flops, moved, workspace)
 
@@ -176,4 +178,8 @@ class Candidate:
 
 def chunk_bytes(part: Problem, cost: Cost) -> int:
     """Most bytes alive at a time while one chunk is computed, beyond the whole's input, weight and output."""
-    return cost.workspace_bytes + part.output_bytes + part.input_bytes
+    result = 0
+    if part.kind is Kind.WEIGHT_GRADIENT:
+        # What is added, in 16 bits a float32 copy of it and the sum as well, and the sum before it.
+        result = part.weight_bytes * (6 if part.item_bytes == 2 else 2)
+    return cost.workspace_bytes + part.output_bytes + part.input_bytes + result
