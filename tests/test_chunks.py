@@ -486,7 +486,7 @@ def test_gradients_of_many_layers_in_chunks_are_asked_for_in_linear_time() -> No
             times.append(time.perf_counter() - started)
         return min(times)
 
-    assert seconds(16) < 8 * seconds(4)
+    assert seconds(16) < 10 * seconds(4)  # it was 22 times
 
 
 # Memory
