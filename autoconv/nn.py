@@ -13,7 +13,7 @@ import mlx.nn
 from autoconv import _calls
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import InTwoSteps
-from autoconv.algorithms._chunks import may_evaluate
+from autoconv.algorithms._chunked import may_evaluate
 from autoconv.ops import conv3d
 
 __all__ = ["Conv3d"]

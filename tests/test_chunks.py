@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +28,7 @@ from test_algorithms import (
 )
 
 from autoconv import algorithms
-from autoconv.algorithms import Algorithm, Candidate, _chunks
+from autoconv.algorithms import Algorithm, Candidate, _chunked, _chunks
 from autoconv.algorithms._algorithm import Cost
 from autoconv.problem import MAX_ELEMENTS, Kind, Problem
 
@@ -257,7 +256,7 @@ def test_equal_chunks_are_built_once() -> None:
         built.append(part)
         return lambda _x, _w: mx.zeros(part.output_shape)
 
-    _chunks.chunked(problem, build, frames=4)
+    _chunked.chunked(problem, build, frames=4)
     assert len(built) == len(set(built)) == 3  # the first, those between, the last
 
 
@@ -436,15 +435,14 @@ def test_looking_for_chunks_is_cheap() -> None:
 
 
 @pytest.mark.parametrize("parameters", ["frames=1,rows=1", "clips=1,frames=2,rows=3"])
-def test_of_very_many_chunks_none_are_made(parameters: str) -> None:
+def test_of_very_many_chunks_none_are_made(parameters: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_chunks, "pieces", lambda *_: pytest.fail("chunks are made"))
     problem = Problem.parse((2, 300, 2160, 64, 8), (8, 3, 3, 3, 8), padding=1)
-    started = time.perf_counter()
     found = algorithms.candidates(problem, "cpu", memory_bytes=10**5)
     assert not any(c.chunks for c in found)
     assert algorithms.find(f"native({parameters})", problem, "cpu") is None
     of_all = in_chunks(found[0], {"frames": 1, "rows": 1}).cost(problem, "cpu")
     assert of_all.flops >= 0.95 * found[0].cost(problem, "cpu").flops
-    assert time.perf_counter() - started < 2  # it took ten seconds to make them
 
 
 @given(st.data())
@@ -462,31 +460,6 @@ def test_the_parts_counted_are_the_pieces_problems(data: st.DataObject) -> None:
     pieces = _chunks.pieces(problem, **sizes)
     assert dict(_chunks.counted(problem, **sizes)) == Counter(piece.problem for piece in pieces)
     assert len(pieces) <= _chunks.number(problem, **sizes)
-
-
-def test_gradients_of_many_layers_in_chunks_are_asked_for_in_linear_time() -> None:
-    """No layer's gradient walks what led to its operands, which would be quadratic in the layers."""
-    problem = Problem.parse((1, 32, 3, 3, 1), (1, 3, 3, 3, 1), padding=1)
-    candidate = algorithms.find("native(frames=1)", problem, "cpu")
-    assert candidate is not None
-    run = candidate.build(problem)
-
-    def seconds(layers: int) -> float:
-        def loss(x: mx.array, weights: list[mx.array]) -> mx.array:
-            for weight in weights:
-                x = run(x, weight)
-            return x.sum()
-
-        weights = [random_array(problem.weight_shape, seed) for seed in range(layers)]
-        ask = mx.grad(loss, (0, 1))
-        times = []
-        for _ in range(3):
-            started = time.perf_counter()
-            ask(random_array(problem.input_shape, 99), weights)
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    assert seconds(16) < 10 * seconds(4)  # it was 22 times
 
 
 # Memory
@@ -517,7 +490,7 @@ def test_what_chunks_take_is_within_the_limit(limit: float, dtype: str, batch: i
     found = [c for c in algorithms.candidates(problem, "cpu", memory_bytes=limit) if c.chunks]
     assert len(found) >= 3
     for candidate in found:
-        if compiled and len(_chunks.pieces(problem, **candidate.chunks)) > _chunks.DEPTH // _chunks.LEVELS:
+        if compiled and len(_chunks.pieces(problem, **candidate.chunks)) > _chunked.DEPTH // _chunked.LEVELS:
             continue  # too many to be kept apart in a trace
         run = candidate.build(problem)
         made = mx.compile(run) if compiled else run
@@ -576,9 +549,9 @@ def test_without_an_order_inside_a_trace_the_chunks_would_all_live_at_a_time(
         return taken(lambda: compiled(input, weight))
 
     ordered = peak()
-    monkeypatch.setattr(_chunks, "LEVELS", 0)
-    monkeypatch.setattr(_chunks, "_linked", lambda operand, _last: operand)
-    monkeypatch.setattr(_chunks, "_linked_as_it_was", lambda operand, _last: operand)
+    monkeypatch.setattr(_chunked, "LEVELS", 0)
+    monkeypatch.setattr(_chunked, "_linked", lambda operand, _last: operand)
+    monkeypatch.setattr(_chunked, "_linked_as_it_was", lambda operand, _last: operand)
     assert peak() > 4 * ordered
 
 
@@ -596,7 +569,7 @@ def test_inside_a_trace_each_chunk_waits_for_a_value_of_the_one_before(
         return mx.where(last == 0, operand, last)
 
     for link in ("_linked", "_linked_as_it_was"):
-        monkeypatch.setattr(_chunks, link, poisoned)
+        monkeypatch.setattr(_chunked, link, poisoned)
     input, weight = operands(problem)
     compiled = mx.compile(candidate.build(problem))
     clean, spoilt = (host(compiled(x, weight)) for x in (input, mx.concatenate([input[:, :1] + 1, input[:, 1:]], 1)))

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 from autoconv._backend import mx
 from autoconv.algorithms import _chunks
 from autoconv.algorithms._adjoint import adjoint, adjoint_convolution
+from autoconv.algorithms._chunked import chunked, chunked_weight_gradient
 from autoconv.problem import Kind, Problem
 
 Parameters: TypeAlias = Mapping[str, str | int]
@@ -135,8 +136,8 @@ class Candidate:
             found: Convolution = build(problem)
             return found
         if problem.kind is Kind.WEIGHT_GRADIENT:
-            return _chunks.chunked_weight_gradient(problem, build, **self.chunks)
-        return _chunks.chunked(problem, build, **self.chunks, one_call=self.algorithm.one_call)
+            return chunked_weight_gradient(problem, build, **self.chunks)
+        return chunked(problem, build, **self.chunks, one_call=self.algorithm.one_call)
 
     def cost(self, problem: Problem, backend: str) -> Cost:
         """What it needs on a backend.
