@@ -68,12 +68,11 @@ def found(input: mx.array, weight: mx.array, raw: tuple[object, ...]) -> Convolu
     None where nothing is, or MLX's own call.
     """
     try:
-        run = known.get(
+        return known.get(
             (input.shape, weight.shape, input.dtype, weight.dtype, *raw, device_key(), _settings.override.get())
         )
     except (TypeError, AttributeError):
         return None
-    return run
 
 
 def on(stream: Stream) -> AbstractContextManager[Any]:

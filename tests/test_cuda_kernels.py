@@ -83,12 +83,14 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 
         return call
 
+    def forget() -> None:
+        for kernel in (_cuda._sums, _cuda._taps, _cuda._frames, _cuda._to_frames, _cuda._compiled_stack):
+            kernel.cache_clear()
+
     monkeypatch.setattr(mx.fast, "cuda_kernel", cuda_kernel)
-    _cuda._kernel.cache_clear()
-    _cuda._compiled_stack.cache_clear()
+    forget()
     yield
-    _cuda._kernel.cache_clear()
-    _cuda._compiled_stack.cache_clear()
+    forget()
 
 
 def _view(array: mx.array) -> Array:

@@ -64,7 +64,7 @@ def chunked(
     """
     after = functools.partial(_after, unbatched=one_call)
     plan = pieces(problem, frames, rows, clips)
-    runs = {part: build(part) for part in {piece.problem for piece in plan}}
+    runs = _built(plan, build)
     shape = problem.output_shape
 
     def evaluated(input: mx.array, weight: mx.array) -> mx.array:
@@ -77,8 +77,7 @@ def chunked(
     @mx.custom_function
     def ordered(input: mx.array, weight: mx.array) -> mx.array:
         output = mx.zeros(shape, input.dtype)
-        last = None
-        levels = min(LEVELS, DEPTH // max(1, len(plan)))
+        last, levels = None, _levels(plan)
         for piece in plan:
             last = runs[piece.problem](after(input[piece.taken], last), weight)
             output = _pass_on(output, levels)
@@ -93,15 +92,10 @@ def chunked(
         input, weight = primals
         return (
             _input_gradients(plan, input.shape, cotangent, weight),
-            _weight_gradients(plan, _derivatives(plan, _weight_gradient), weight.shape, input, cotangent),
+            _weight_gradients(plan, _built(plan, _weight_gradient), weight.shape, input, cotangent),
         )
 
-    def run(input: mx.array, weight: mx.array, /) -> mx.array:
-        if may_evaluate(input, weight):
-            return evaluated(input, weight)
-        return cast("mx.array", ordered(input, weight))
-
-    return run
+    return _by_trace(evaluated, cast("Run", ordered))
 
 
 def chunked_weight_gradient(
@@ -116,7 +110,7 @@ def chunked_weight_gradient(
     The arguments are those of `chunked`.
     """
     plan = pieces(problem, frames, rows, clips)
-    runs = {part: build(part) for part in {piece.problem for piece in plan}}
+    runs = _built(plan, build)
     shape = problem.weight_shape
 
     def evaluated(input: mx.array, cotangent: mx.array) -> mx.array:
@@ -124,35 +118,44 @@ def chunked_weight_gradient(
 
     @mx.custom_function
     def ordered(input: mx.array, cotangent: mx.array) -> mx.array:
-        levels = min(LEVELS, DEPTH // max(1, len(plan)))
-        return _weight_gradients(plan, runs, shape, input, cotangent, levels=levels)
+        return _weight_gradients(plan, runs, shape, input, cotangent, levels=_levels(plan))
 
     @ordered.vjp
     def gradients(primals: tuple[mx.array, mx.array], weight: mx.array, _output: mx.array) -> tuple[mx.array, mx.array]:
         """Those of a function that is linear in each: an input gradient, and a convolution, by what came back."""
         input, cotangent = primals
         of_cotangent, last = mx.zeros(cotangent.shape, cotangent.dtype), None
-        forward = _derivatives(plan, _convolution)
+        forward = _built(plan, _convolution)
         for piece in plan:
             last = forward[piece.problem](_after(input[piece.taken], last, unbatched=True), weight)
             of_cotangent[piece.written] = last
         return _input_gradients(plan, input.shape, cotangent, weight), of_cotangent
 
-    def run(input: mx.array, cotangent: mx.array, /) -> mx.array:
-        if may_evaluate(input, cotangent):
-            return evaluated(input, cotangent)
-        return cast("mx.array", ordered(input, cotangent))
+    return _by_trace(evaluated, cast("Run", ordered))
+
+
+def _by_trace(evaluated: Run, ordered: Run) -> Run:
+    """`evaluated`, or inside a trace `ordered`."""
+
+    def run(first: mx.array, second: mx.array, /) -> mx.array:
+        return (evaluated if may_evaluate(first, second) else ordered)(first, second)
 
     return run
 
 
-def _derivatives(plan: list[Piece], build: Callable[[Problem], Run]) -> dict[Problem, Run]:
+def _levels(plan: list[Piece]) -> int:
+    """Views between two writes, or two sums, of so many chunks."""
+    return min(LEVELS, DEPTH // max(1, len(plan)))
+
+
+def _built(plan: list[Piece], build: Callable[[Problem], Run]) -> dict[Problem, Run]:
+    """What runs each different chunk; `build` is called once for equal ones."""
     return {part: build(part) for part in {piece.problem for piece in plan}}
 
 
 def _input_gradients(plan: list[Piece], shape: tuple[int, ...], cotangent: mx.array, weight: mx.array) -> mx.array:
     """The sum of all chunks' input gradients, each where its input stands."""
-    runs, last = _derivatives(plan, _input_gradient), None
+    runs, last = _built(plan, _input_gradient), None
     total = mx.zeros(shape, cotangent.dtype)
     for piece in plan:
         last = runs[piece.problem](_after(cotangent[piece.written], last, unbatched=True), weight)

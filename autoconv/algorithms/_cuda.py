@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 from autoconv._backend import mx
+from autoconv.algorithms._mlx import rounded
 
 Rows: TypeAlias = tuple[tuple[float, ...], ...]
 """Sums to take: each row has a factor for every array."""
@@ -69,15 +70,15 @@ def vector(row: int, item_bytes: int) -> int:
     return VECTOR_BYTES // item_bytes if row * item_bytes % VECTOR_BYTES == 0 else 1
 
 
-@functools.cache
-def _kernel(name: str, rows: Rows, loads: str, stores: str) -> Kernel:
+def _kernel(name: str, rows: Rows, loads: str, stores: str, *, one_input: bool, one_output: bool) -> Kernel:
     """A kernel that loads `a[i]`, `V` floats of each array, and stores `sum[r]`, one for each row."""
     count = len(rows[0])
     sums = [
         " + ".join(f"({factor!r}f) * a[{i}][k]" for i, factor in enumerate(row) if factor) or "0.0f" for row in rows
     ]
-    named = ["x"] if "x0" not in loads else [f"x{i}" for i in range(count)]
-    pointers = " | ".join(f"reinterpret_cast<unsigned long long>({name})" for name in named)
+    inputs = ["x"] if one_input else [f"x{i}" for i in range(count)]
+    outputs = ["y"] if one_output else [f"y{r}" for r in range(len(rows))]
+    pointers = " | ".join(f"reinterpret_cast<unsigned long long>({name})" for name in inputs)
     source = f"""
   using P = Pack<T, V>;
   const unsigned e = blockIdx.x * blockDim.x + threadIdx.x;
@@ -92,9 +93,7 @@ def _kernel(name: str, rows: Rows, loads: str, stores: str) -> Kernel:
   }}
   {stores}
 """
-    inputs = [*named, "sizes"]
-    outputs = ["y"] if "y0" not in stores else [f"y{r}" for r in range(len(rows))]
-    return _compiled(name, inputs, outputs, source)
+    return _compiled(name, [*inputs, "sizes"], outputs, source)
 
 
 def _compiled(name: str, inputs: list[str], outputs: list[str], source: str) -> Kernel:
@@ -115,20 +114,31 @@ def _unpack(index: int, pointer: str, offset: str) -> str:
     )
 
 
+def _unpack_each(rows: Rows) -> str:
+    """Load the thread's own pack of each array."""
+    return "\n  ".join(_unpack(i, f"x{i}", "e") for i in range(len(rows[0])))
+
+
+def _pack_each(rows: Rows) -> str:
+    """Store each sum as the thread's own pack of an array."""
+    return " ".join(f"reinterpret_cast<P*>(y{r})[e] = sum[{r}];" for r in range(len(rows)))
+
+
 def _launch(
     kernel: Kernel,
     arrays: Sequence[mx.array],
     sizes: Sequence[int],
     width: int,
     shapes: Sequence[tuple[int, ...]],
+    **constants: bool,
 ) -> Arrays:
     """Run a kernel with `sizes[0]` threads; the others are what its source reads."""
     dtype = arrays[0].dtype
     return tuple(
         kernel(
             inputs=[*arrays, mx.array(list(sizes), mx.int32)],
-            template=[("T", dtype), ("V", width)],
-            grid=(-(-sizes[0] // THREADS) * THREADS, 1, 1),
+            template=[("T", dtype), ("V", width), *constants.items()],
+            grid=(rounded(sizes[0], THREADS), 1, 1),
             threadgroup=(THREADS, 1, 1),
             output_shapes=list(shapes),
             output_dtypes=[dtype] * len(shapes),
@@ -136,26 +146,44 @@ def _launch(
     )
 
 
+@functools.cache
+def _sums(rows: Rows) -> Kernel:
+    return _kernel("sums", rows, _unpack_each(rows), _pack_each(rows), one_input=False, one_output=False)
+
+
 def combine(rows: Rows, arrays: Sequence[mx.array]) -> Arrays:
     """For each row the sum of its factors times the arrays, which have one shape."""
-    loads = "\n  ".join(_unpack(i, f"x{i}", "e") for i in range(len(rows[0])))
-    stores = " ".join(f"reinterpret_cast<P*>(y{r})[e] = sum[{r}];" for r in range(len(rows)))
-    kernel = _kernel("combine", rows, loads, stores)
     size = arrays[0].size
     width = vector(size, arrays[0].itemsize)
-    return _launch(kernel, arrays, [size // width], width, [arrays[0].shape] * len(rows))
+    return _launch(_sums(rows), arrays, [size // width], width, [arrays[0].shape] * len(rows))
+
+
+@functools.cache
+def _taps(rows: Rows) -> Kernel:
+    taps = len(rows[0])
+    loads = f"const unsigned f = e % sizes[1], o = e / sizes[1] * {taps};\n  "
+    loads += "\n  ".join(_unpack(k, "x", f"(o + {k}) * sizes[1] + f") for k in range(taps))
+    return _kernel("taps", rows, loads, _pack_each(rows), one_input=True, one_output=False)
 
 
 def combine_taps(rows: Rows, weight: mx.array) -> Arrays:
     """For each row the sum of its factors times the depth taps of a weight `(C_out, KD, KH, KW, C)`."""
-    taps, row = weight.shape[1], weight.size // (weight.shape[0] * weight.shape[1])
-    loads = f"const unsigned f = e % sizes[1], o = e / sizes[1] * {taps};\n  "
-    loads += "\n  ".join(_unpack(k, "x", f"(o + {k}) * sizes[1] + f") for k in range(taps))
-    stores = " ".join(f"reinterpret_cast<P*>(y{r})[e] = sum[{r}];" for r in range(len(rows)))
-    kernel = _kernel("taps", rows, loads, stores)
+    outputs, taps = weight.shape[:2]
+    row = weight.size // (outputs * taps)
     width = vector(row, weight.itemsize)
-    shape = (weight.shape[0], *weight.shape[2:])
-    return _launch(kernel, [weight], [weight.shape[0] * row // width, row // width], width, [shape] * len(rows))
+    shape = (outputs, *weight.shape[2:])
+    return _launch(_taps(rows), [weight], [outputs * row // width, row // width], width, [shape] * len(rows))
+
+
+@functools.cache
+def _frames(rows: Rows) -> Kernel:
+    loads = "const unsigned f = e % sizes[1], b = e / sizes[1];\n"
+    loads += "  const int t = b % sizes[2], n = b / sizes[2], d = t * sizes[5] - sizes[4];\n"
+    for i in range(len(rows[0])):
+        load = _unpack(i, "x", f"(unsigned)(n * sizes[3] + d + {i}) * sizes[1] + f")
+        loads += f"  if (d + {i} >= 0 && d + {i} < sizes[3]) {{ {load} }}\n"
+        loads += f"  else {{ for (int k = 0; k < V; ++k) a[{i}][k] = 0.0f; }}\n"
+    return _kernel("frames", rows, loads, _pack_each(rows), one_input=True, one_output=False)
 
 
 def combine_frames(rows: Rows, input: mx.array, tiles: int, step: int, first: int) -> Arrays:
@@ -170,19 +198,22 @@ def combine_frames(rows: Rows, input: mx.array, tiles: int, step: int, first: in
     """
     batch, depth = input.shape[:2]
     row = input.size // (batch * depth)
-    seen = len(rows[0])
-    loads = "const unsigned f = e % sizes[1], b = e / sizes[1];\n"
-    loads += f"  const int t = b % sizes[2], n = b / sizes[2], d = t * {step} - sizes[4];\n"
-    for i in range(seen):
-        load = _unpack(i, "x", f"(unsigned)(n * sizes[3] + d + {i}) * sizes[1] + f")
-        loads += f"  if (d + {i} >= 0 && d + {i} < sizes[3]) {{ {load} }}\n"
-        loads += f"  else {{ for (int k = 0; k < V; ++k) a[{i}][k] = 0.0f; }}\n"
-    stores = " ".join(f"reinterpret_cast<P*>(y{r})[e] = sum[{r}];" for r in range(len(rows)))
-    kernel = _kernel("frames", rows, loads, stores)
     width = vector(row, input.itemsize)
-    sizes = [batch * tiles * row // width, row // width, tiles, depth, -first]
+    sizes = [batch * tiles * row // width, row // width, tiles, depth, -first, step]
     shape = (batch * tiles, *input.shape[2:])
-    return _launch(kernel, [input], sizes, width, [shape] * len(rows))
+    return _launch(_frames(rows), [input], sizes, width, [shape] * len(rows))
+
+
+@functools.cache
+def _to_frames(rows: Rows) -> Kernel:
+    loads = "const unsigned f = e % sizes[1], b = e / sizes[1];\n"
+    loads += f"  const int t = (b % sizes[2]) * {len(rows)}, n = b / sizes[2];\n"
+    loads += f"  const unsigned o = n * sizes[3] + t;\n  {_unpack_each(rows)}"
+    stores = "\n  ".join(
+        f"if (t + {r} < sizes[3]) reinterpret_cast<P*>(y)[(o + {r}) * sizes[1] + f] = sum[{r}];"
+        for r in range(len(rows))
+    )
+    return _kernel("to_frames", rows, loads, stores, one_input=False, one_output=True)
 
 
 def combine_to_frames(rows: Rows, arrays: Sequence[mx.array], batch: int, frames: int) -> mx.array:
@@ -196,19 +227,9 @@ def combine_to_frames(rows: Rows, arrays: Sequence[mx.array], batch: int, frames
     """
     tiles = arrays[0].shape[0] // batch
     row = arrays[0].size // arrays[0].shape[0]
-    loads = "const unsigned f = e % sizes[1], b = e / sizes[1];\n"
-    loads += (
-        f"  const int t = (b % sizes[2]) * {len(rows)}, n = b / sizes[2];\n  const unsigned o = n * sizes[3] + t;\n  "
-    )
-    loads += "\n  ".join(_unpack(i, f"x{i}", "e") for i in range(len(rows[0])))
-    stores = "\n  ".join(
-        f"if (t + {r} < sizes[3]) reinterpret_cast<P*>(y)[(o + {r}) * sizes[1] + f] = sum[{r}];"
-        for r in range(len(rows))
-    )
-    kernel = _kernel("to_frames", rows, loads, stores)
     width = vector(row, arrays[0].itemsize)
     sizes = [batch * tiles * row // width, row // width, tiles, frames]
-    (output,) = _launch(kernel, arrays, sizes, width, [(batch, frames, *arrays[0].shape[1:])])
+    (output,) = _launch(_to_frames(rows), arrays, sizes, width, [(batch, frames, *arrays[0].shape[1:])])
     return output
 
 
@@ -271,14 +292,8 @@ def _stack_on_cuda(input: mx.array, stack: Stack) -> mx.array:
     size = batch * stack.outputs * height * width * stack.channels // pack
     sizes = [size, frames, height * width, channels, stack.taps, stack.apart, stack.channels // pack]
     sizes += [stack.outputs, stack.step, -stack.first]
-    (found,) = _compiled_stack()(
-        inputs=[input, mx.array(sizes, mx.int32)],
-        template=[("T", input.dtype), ("V", pack), ("ALIGNED", channels % pack == 0)],
-        grid=(-(-size // THREADS) * THREADS, 1, 1),
-        threadgroup=(THREADS, 1, 1),
-        output_shapes=[(batch * stack.outputs, height, width, stack.channels)],
-        output_dtypes=[input.dtype],
-    )
+    shape = (batch * stack.outputs, height, width, stack.channels)
+    (found,) = _launch(_compiled_stack(), [input], sizes, pack, [shape], ALIGNED=channels % pack == 0)
     return found
 
 

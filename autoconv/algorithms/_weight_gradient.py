@@ -10,7 +10,7 @@ import functools
 from dataclasses import dataclass
 
 from autoconv._backend import mx
-from autoconv.algorithms._mlx import conv_general
+from autoconv.algorithms._mlx import conv_general, rounded
 from autoconv.problem import Problem, Triple, dilated
 
 
@@ -123,5 +123,4 @@ def padded_bytes(problem: Problem, backend: str, images: int) -> int:
     """
     if backend != "metal" or images % 16 == 0:
         return 0
-    share = -(-images // 16) * 16 / images
-    return int((problem.input_bytes + problem.output_bytes) * share)
+    return int((problem.input_bytes + problem.output_bytes) * rounded(images, 16) / images)

@@ -140,13 +140,15 @@ def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
 
 
 def _build(problem: Problem, tile: int) -> Convolution:
-    by_pieces, by_kernels = _by_pieces(problem, tile), _by_kernels(problem, tile)
+    @functools.cache
+    def steps(on_cuda: bool) -> InTwoSteps:
+        return (_by_kernels if on_cuda else _by_pieces)(problem, tile)
 
     def derive(weight: mx.array) -> tuple[mx.array, ...]:
-        return (by_kernels if _cuda.is_current() else by_pieces).derive(weight)
+        return steps(_cuda.is_current()).derive(weight)
 
     def apply(input: mx.array, derived: Sequence[mx.array]) -> mx.array:
-        return (by_kernels if _cuda.is_current() else by_pieces).apply(input, derived)
+        return steps(_cuda.is_current()).apply(input, derived)
 
     return InTwoSteps(derive, apply)
 
