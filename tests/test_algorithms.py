@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import taken
 from reference import Array, convolve, input_gradient, weight_gradient
 from strategies import decomposed_problems, problems
 
@@ -36,9 +38,6 @@ TRANSFORMED = 8.0
 roundings to one, and in a result of a few values chance does the rest."""
 
 DTYPES = tuple(BOUND)
-
-WHOLE = {"native", "implicit_gemm", "turned_kernel"}
-"""The algorithms that ask MLX for a 3D convolution."""
 
 PLAIN = {
     "native",
@@ -270,7 +269,7 @@ def mlx_weight_gradient_is_right(problem: Problem, axes: tuple[int, ...]) -> boo
 
 def axes_left_to_mlx(candidate: Candidate) -> tuple[int, ...]:
     """The axes whose gradients are MLX's own; the candidates that take the depth apart are right along it."""
-    return (0, 1, 2) if candidate.algorithm.name in WHOLE else (1, 2)
+    return (0, 1, 2) if candidate.algorithm.one_call else (1, 2)
 
 
 @settings(max_examples=200)
@@ -368,18 +367,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("problem", "candidate"), CASES)
-def test_compiled_it_computes_the_same_of_new_operands(problem: Problem, candidate: Candidate) -> None:
+def check_compiled(problem: Problem, candidate: Candidate) -> None:
+    """Compiled, a candidate computes the same of new operands."""
     compiled = mx.compile(candidate.build(problem))
     for seed in (1, 2):
         input, weight = operands(problem, seed)
         check(compiled(input, weight), input, weight, problem)
 
 
-@pytest.mark.parametrize(("problem", "candidate"), CASES)
-@pytest.mark.parametrize("over", ["input", "weight", "both"])
-def test_it_can_be_vmapped(problem: Problem, candidate: Candidate, over: str) -> None:
-    if over == "both" and candidate.algorithm.name in WHOLE:
+def check_vmapped(problem: Problem, candidate: Candidate, over: str) -> None:
+    """Mapped over input, weight or both, a candidate computes what it does of each."""
+    if over == "both" and candidate.algorithm.one_call:
         pytest.skip("MLX makes it a grouped convolution, which it has not in 3D")
     if over == "weight" and problem.groups > 1:
         pytest.skip("MLX mixes the groups up")
@@ -392,6 +390,17 @@ def test_it_can_be_vmapped(problem: Problem, candidate: Candidate, over: str) ->
     for index, output in enumerate(outputs):
         input, weight = inputs[index * (over != "weight")], weights[index * (over != "input")]
         check(output, input, weight, problem)
+
+
+@pytest.mark.parametrize(("problem", "candidate"), CASES)
+def test_compiled_it_computes_the_same_of_new_operands(problem: Problem, candidate: Candidate) -> None:
+    check_compiled(problem, candidate)
+
+
+@pytest.mark.parametrize(("problem", "candidate"), CASES)
+@pytest.mark.parametrize("over", ["input", "weight", "both"])
+def test_it_can_be_vmapped(problem: Problem, candidate: Candidate, over: str) -> None:
+    check_vmapped(problem, candidate, over)
 
 
 @pytest.mark.xfail(reason="MLX 0.32.4 splits the groups over all weights at once", strict=True)
@@ -741,17 +750,7 @@ def test_a_run_takes_no_more_than_the_workspace_and_not_a_small_part_of_it(probl
     input, weight = make_operands(problem)
     for candidate in algorithms.candidates(problem, "cpu"):
         run = candidate.build(problem)
-        most = 0
-        for _ in range(5):
-            mx.synchronize()
-            mx.clear_cache()
-            before = mx.get_active_memory()
-            mx.reset_peak_memory()
-            output = run(input, weight)
-            mx.eval(output)
-            mx.synchronize()
-            most = max(most, mx.get_peak_memory() - before - output.nbytes)
-            del output
+        most = max(taken(functools.partial(run, input, weight)) for _ in range(5))
         estimate = candidate.cost(problem, "cpu").workspace_bytes
         assert 0.2 * estimate <= most <= 1.2 * estimate, f"{candidate.name}: {most} taken, {estimate} estimated"
 

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import convolve, input_gradient, weight_gradient
+from memory import taken
+from reference import Array, convolve, input_gradient, weight_gradient
 from strategies import decomposed_problems, problems
 from test_algorithms import (
     BACKENDS,
     BOUND,
     check,
+    check_compiled,
+    check_vmapped,
     cotangent_of,
     every_candidate,
     host,
@@ -132,26 +135,13 @@ CASES = [
 
 @pytest.mark.parametrize(("problem", "candidate"), CASES)
 def test_compiled_it_computes_the_same_of_new_operands(problem: Problem, candidate: Candidate) -> None:
-    compiled = mx.compile(candidate.build(problem))
-    for seed in (1, 2):
-        input, weight = operands(problem, seed)
-        check(compiled(input, weight), input, weight, problem)
+    check_compiled(problem, candidate)
 
 
 @pytest.mark.parametrize(("problem", "candidate"), CASES)
 @pytest.mark.parametrize("over", ["input", "weight", "both"])
 def test_it_can_be_vmapped(problem: Problem, candidate: Candidate, over: str) -> None:
-    if over == "both" and candidate.algorithm.one_call:
-        pytest.skip("MLX makes it a grouped convolution, which it has not in 3D")
-    if over == "weight" and problem.groups > 1:
-        pytest.skip("MLX mixes the groups up")
-    inputs, weights = random_array((3, *problem.input_shape), 0), random_array((3, *problem.weight_shape), 1)
-    axes = (None if over == "weight" else 0, None if over == "input" else 0)
-    outputs = mx.vmap(candidate.build(problem), axes)(
-        inputs[0] if axes[0] is None else inputs, weights[0] if axes[1] is None else weights
-    )
-    for index, output in enumerate(outputs):
-        check(output, inputs[index * (over != "weight")], weights[index * (over != "input")], problem)
+    check_vmapped(problem, candidate, over)
 
 
 @pytest.mark.parametrize(("problem", "candidate"), CASES)
@@ -465,16 +455,26 @@ def test_the_parts_counted_are_the_pieces_problems(data: st.DataObject) -> None:
 # Memory
 
 
-def taken(run: Callable[[], mx.array]) -> int:
-    """Most bytes that a run takes beyond its result."""
-    mx.synchronize()
-    mx.clear_cache()  # a buffer that is used again may be larger than what is asked for
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    output = run()
-    mx.eval(output)
-    mx.synchronize()
-    return mx.get_peak_memory() - before - output.nbytes
+def check_within(
+    limit: float,
+    candidate: Candidate,
+    problem: Problem,
+    given: tuple[mx.array, mx.array],
+    exact: Array,
+    compiled: bool,
+) -> None:
+    """A run takes no more than the limit, and its result is right."""
+    run = mx.compile(candidate.build(problem)) if compiled else candidate.build(problem)
+    outputs: list[mx.array] = []
+
+    def once() -> mx.array:
+        outputs.append(run(*given))
+        return outputs[-1]
+
+    most = taken(once)
+    assert most <= limit, (candidate.name, most)
+    error = np.linalg.norm(host(outputs[-1]) - exact) / np.linalg.norm(exact)
+    assert error < BOUND[problem.dtype], candidate.name
 
 
 @needs_cpu
@@ -492,18 +492,7 @@ def test_what_chunks_take_is_within_the_limit(limit: float, dtype: str, batch: i
     for candidate in found:
         if compiled and len(_chunks.pieces(problem, **candidate.chunks)) > _chunked.DEPTH // _chunked.LEVELS:
             continue  # too many to be kept apart in a trace
-        run = candidate.build(problem)
-        made = mx.compile(run) if compiled else run
-        outputs: list[mx.array] = []
-
-        def once(made: Callable[..., mx.array] = made, outputs: list[mx.array] = outputs) -> mx.array:
-            outputs.append(made(input, weight))
-            return outputs[-1]
-
-        most = taken(once)
-        assert most <= limit, (candidate.name, most)
-        error = np.linalg.norm(host(outputs[-1]) - reference) / np.linalg.norm(reference)
-        assert error < BOUND[dtype], candidate.name
+        check_within(limit, candidate, problem, (input, weight), reference, compiled)
 
 
 @needs_cpu
@@ -518,18 +507,7 @@ def test_a_weight_gradient_s_chunks_take_what_is_within_the_limit(limit: float, 
     found = [c for c in algorithms.candidates(problem, "cpu", memory_bytes=limit) if c.chunks]
     assert "native" in {c.algorithm.name for c in found}
     for candidate in found:
-        run = candidate.build(problem)
-        made = mx.compile(run) if compiled else run
-        outputs: list[mx.array] = []
-
-        def once(made: Callable[..., mx.array] = made, outputs: list[mx.array] = outputs) -> mx.array:
-            outputs.append(made(input, cotangent))
-            return outputs[-1]
-
-        most = taken(once)
-        assert most <= limit, (candidate.name, most)
-        error = np.linalg.norm(host(outputs[-1]) - exact) / np.linalg.norm(exact)
-        assert error < BOUND[dtype], candidate.name
+        check_within(limit, candidate, problem, (input, cotangent), exact, compiled)
 
 
 @needs_cpu
