@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -22,6 +23,7 @@ from autoconv.record import Record
 from autoconv.settings import Settings
 from autoconv.store import Qualification, Store
 from autoconv.tuning.bench import Bench, Clock
+from autoconv.tuning.operands import MADE_BYTES, MIN_PART
 from autoconv.tuning.qualification import Qualifier, fingerprint
 from autoconv.tuning.reference import reference_seconds
 from autoconv.tuning.tuner import Plan, tune
@@ -100,7 +102,7 @@ class Measurer:
                 left_s = limit_s - (self._clock() - start)
                 qualification = self._qualify(store, where, device, left_s, strict=strict, forward=qualification)
             found = candidates(problem, where.backend, self._algorithms, memory_bytes)
-            _require_room(problem, where, found, memory_bytes)
+            room = _room(problem, where, found, memory_bytes)
             plan = Plan(
                 accuracy=settings.accuracy,
                 memory_bytes=memory_bytes,
@@ -111,7 +113,7 @@ class Measurer:
                 crashed=ended_processes(store, where, problem),
                 peaks=strict,
             )
-            return self._tune(problem, device, store, found, plan)
+            return self._tune(problem, device, store, found, plan, room)
 
     def qualification(self, store: Store, where: Environment, *, gradients: bool = False) -> Qualification | None:
         """What is known of a device from its first run, of convolutions or of gradients; None before that."""
@@ -166,7 +168,7 @@ class Measurer:
         return done
 
     def _tune(
-        self, problem: Problem, device: mx.Device, store: Store, found: Sequence[Candidate], plan: Plan
+        self, problem: Problem, device: mx.Device, store: Store, found: Sequence[Candidate], plan: Plan, room: float
     ) -> list[Record]:
         where, start = environment.of(device), self._clock()
         expected_s = reference_seconds(problem)
@@ -176,7 +178,7 @@ class Measurer:
             )
             raise TuningError(msg)
         try:
-            bench = self._bench(problem, device, memory_bytes=plan.memory_bytes)
+            bench = self._bench(problem, device, memory_bytes=room)
             return tune(
                 problem,
                 where.id,
@@ -218,23 +220,24 @@ def _key(where: Environment, gradients: bool) -> str:
     return f"{where.id} gradients" if gradients else where.id
 
 
-def _require_room(problem: Problem, where: Environment, found: Sequence[Candidate], memory_bytes: float) -> None:
-    """Ask for room for the operands and one result, for the tuner's own arrays, and for the largest workspace.
+def _room(problem: Problem, where: Environment, found: Sequence[Candidate], memory_bytes: float) -> float:
+    """Bytes that are left now for the bench's own arrays, beside the operands, one result and the largest workspace.
 
-    Its own are a scaled copy of an operand, or what making the operands takes, and each candidate's result until it is
-    checked; as far as they fit in `memory_bytes`.
+    A bench that is short of room checks each result at once, so little is asked for; but what making the operands
+    takes must be there.
 
     Raises:
-        TuningError: there is none now.
+        TuningError: there is less.
     """
     workspaces = [c.cost(problem, where.backend).workspace_bytes for c in found]
     largest = max((w for w in workspaces if w <= memory_bytes), default=0)
-    own = min(problem.operand_bytes[0], memory_bytes) + min(len(found) * problem.result_bytes, memory_bytes)
-    needed = problem.bytes + own + largest
+    making = MADE_BYTES * min(MIN_PART, max(map(math.prod, problem.operand_shapes)))
+    needed = problem.bytes + largest + making
     free = environment.free_bytes(where)
     if needed > free:
         msg = f"timing needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
         raise TuningError(msg)
+    return min(memory_bytes, free - problem.bytes - largest)
 
 
 @contextlib.contextmanager

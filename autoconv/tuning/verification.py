@@ -38,8 +38,11 @@ def judge(found: Array, exact: Array, peak: float = 1.0, rounding: float = 1e-3,
     A result is wrong if any value is not finite, or if a few are off by far more than the others: more than
     `STRAY` times the root mean square of the errors without the largest fiftieth, plus `rounding`; or if many are:
     one by more than a hundred times the median error plus a twentieth. All are relative to the root mean square of
-    the value's row, or with `by_value` to the value itself where that is larger. (Honest errors are up to 8 times as
-    large as usual, since kernels of several precisions may share one result: that was seen under TF32.)
+    the value's row, or to half that of all values where it is larger: what mixes neighbouring frames, as Winograd
+    does, carries their rounding into rows that see little themselves (0.16 of such a row in bfloat16, by F(3, 3) at
+    the corner of a frame whose neighbour had a large value). With `by_value` they are relative to the value itself
+    where that is larger. (Honest errors are up to 8 times as large as usual, since kernels of several precisions may
+    share one result: that was seen under TF32.)
     """
     if not (math.isfinite(peak) and np.isfinite(found).all()):
         return Verdict(math.inf, "the result is not finite", peak)
@@ -47,8 +50,9 @@ def judge(found: Array, exact: Array, peak: float = 1.0, rounding: float = 1e-3,
     size = float(np.linalg.norm(exact))
     error = float(np.linalg.norm(difference)) / size if size else float(np.linalg.norm(difference))
     rows = np.sqrt(np.mean(exact**2, axis=1, keepdims=True))
+    scale = np.maximum(rows, np.sqrt(np.mean(exact**2)) / 2)
     # A row that sees only padding is exactly zero, and so must the result be.
-    relative = difference / np.where(rows > 0, np.maximum(rows, np.abs(exact)) if by_value else rows, 1.0)
+    relative = difference / np.where(rows > 0, np.maximum(scale, np.abs(exact)) if by_value else scale, 1.0)
     worst = float(relative.max())
     # Exact zeros say nothing of how large honest errors are; under a stride an input gradient may be mostly those.
     honest = np.sort(relative[exact != 0] if exact.any() else relative, axis=None)
