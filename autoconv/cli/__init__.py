@@ -1,0 +1,36 @@
+"""The command `autoconv`: one module a command."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import click
+
+from autoconv._version import __version__
+from autoconv.cli._common import Group
+from autoconv.cli.demo import demo
+from autoconv.cli.doctor import doctor
+from autoconv.cli.explain import explain
+from autoconv.cli.sweep import sweep
+from autoconv.errors import AutoconvWarning
+
+__all__ = ["main"]
+
+
+@click.group(cls=Group)
+@click.version_option(__version__, prog_name="autoconv")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Find, check and remember the fastest way to compute each 3D convolution on this device."""
+    ctx.with_resource(warnings.catch_warnings())
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # it takes more than it names
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_where: Any) -> None:
+    """A warning as one line, without the place in the code, which tells a user of commands nothing."""
+    click.echo(f"{'autoconv' if issubclass(category, AutoconvWarning) else category.__name__}: {message}", err=True)
+
+
+for _command in (demo, sweep, explain, doctor):
+    main.add_command(_command)

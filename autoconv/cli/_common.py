@@ -1,0 +1,76 @@
+"""What the commands share: one-line errors, options, the settings they make, a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autoconv.errors import AutoconvError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+class Command(click.Command):
+    """A command whose errors are one line on stderr that says what to do."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (AutoconvError, ValueError, TypeError) as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+
+def database_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the option `--database`."""
+    return click.option(
+        "--database",
+        type=click.Path(path_type=Path),
+        help="The database. Default: AUTOCONV_DATABASE, else the user's own.",
+    )(function)
+
+
+def json_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the flag `--json`, passed as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
+
+
+def settings(database: Path | None, **changes: object) -> Any:
+    """The settings in force, with that database and those changes that are not None."""
+    from autoconv import settings as given
+
+    chosen = {name: value for name, value in {"database": database, **changes}.items() if value is not None}
+    return given.with_changes(given.current(), chosen)
+
+
+@contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
+    """A progress bar on stderr, where that is a terminal; yields what counts one more with a text."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    stderr = Console(stderr=True)
+    if not stderr.is_terminal:
+        yield lambda _: None
+        return
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task(what, total=total, text="")
+        yield lambda text: progress.update(task, advance=1, text=text)
