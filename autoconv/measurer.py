@@ -112,6 +112,7 @@ class Measurer:
                 barred=qualification.barred,
                 crashed=ended_processes(store, where, problem),
                 peaks=strict,
+                noise=qualification.noise,
             )
             return self._tune(problem, device, store, found, plan, room)
 
