@@ -59,6 +59,7 @@ class Dispatcher:
         bench: Makes the bench of a problem. Default: on the device.
         clock: Seconds, for what timing costs.
         born: When the process began, by that clock. Default: now.
+        isolated: Whether this process may end without harm to anyone, as a sweep's child may. Default: no.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Dispatcher:
         bench: Benches = DeviceBench,
         clock: Clock = time.perf_counter,
         born: float | None = None,
+        isolated: bool = False,
     ) -> None:
         self._algorithms = tuple(algorithms() if registry is None else registry)
         self._order = {f"{a.name}@{a.version}": i for i, a in enumerate(self._algorithms)}
@@ -82,7 +84,8 @@ class Dispatcher:
         self._unkept = MemoryStore()  # what was timed and could not be written; this process still knows it
         self._noted: set[tuple[int, str, Problem]] = set()
         self._warn = WarnOnce()
-        self._measurer = Measurer(self._algorithms, bench=bench, clock=clock, warn=self._warn)
+        self._isolated = isolated
+        self._measurer = Measurer(self._algorithms, bench=bench, clock=clock, warn=self._warn, isolated=isolated)
         self._lock = threading.RLock()
         self._timing = threading.RLock()
 
@@ -256,7 +259,7 @@ class Dispatcher:
         if strict and store.readonly:
             msg = f"{settings.database or default_path()} is open for reading only, and a measurement is to be kept"
             raise ReadOnlyError(msg)
-        with device_lock.hold(where.id, wait_s) as held:
+        with device_lock.hold(where.lock_name, wait_s) as held:
             if not held:
                 msg = "another process is timing on this device"
                 raise TuningError(msg)
@@ -287,6 +290,8 @@ class Dispatcher:
 
     def _can_be_timed(self, problem: Problem, settings: Settings, device: mx.Device) -> bool:
         """Whether there is a candidate none of whose arrays has more elements than an index reaches."""
+        if self._isolated:
+            return True
         found = self._candidates(problem, settings, environment.of(device)) if not problem.addressable else ()
         return problem.addressable or any(candidate.chunks for candidate in found)
 

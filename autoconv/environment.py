@@ -43,17 +43,26 @@ class Environment:
             CPU the BLAS and its threads.
         circumstances: What is only recorded and shown: operating system, driver, cuDNN, memory, power source.
         memory_bytes: The device's recommended working set, or its memory where there is no such figure.
+        unit: What tells this very device from its like in the same machine; never stored, never shown.
     """
 
     identity: Mapping[str, str | int]
     circumstances: Mapping[str, str | int] = field(default_factory=dict, compare=False)
     memory_bytes: int = field(default=0, compare=False)
+    unit: str = field(default="", compare=False, repr=False)
 
     @functools.cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits of the identity's SHA-256; another identity has another id."""
         text = json.dumps(dict(self.identity), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def lock_name(self) -> str:
+        """Name of the lock that one process at a time holds while it times on this very device."""
+        if not self.unit:
+            return self.id
+        return f"{self.id}-{hashlib.sha256(self.unit.encode()).hexdigest()[:8]}"
 
     @property
     def backend(self) -> str:
@@ -116,7 +125,7 @@ def _find_out(device: mx.Device) -> Environment:
     else:
         identity |= _blas() | _cpu_model()
     circumstances["memory_bytes"] = int(info.get("memory_size", 0) or memory)
-    found = Environment(identity, circumstances, memory)
+    found = Environment(identity, circumstances, memory, unit=str(info.get("uuid", "")))
     _taken_at_start[found.id] = max(0, taken)
     return found
 

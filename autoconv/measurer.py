@@ -50,13 +50,17 @@ class Measurer:
         bench: Makes the bench of a problem.
         clock: Seconds, for what timing costs.
         warn: Warns once of each thing.
+        isolated: Whether the process may end without harm to anyone (see `tuning.tuner.Plan`).
     """
 
-    def __init__(self, registry: Sequence[Algorithm], *, bench: Benches, clock: Clock, warn: WarnOnce) -> None:
+    def __init__(
+        self, registry: Sequence[Algorithm], *, bench: Benches, clock: Clock, warn: WarnOnce, isolated: bool = False
+    ) -> None:
         self._algorithms = tuple(registry)
         self._bench = bench
         self._clock = clock
         self._warn = warn
+        self._isolated = isolated
         self._qualifications: dict[str, Qualification] = {}
         self._qualifiers: dict[str, Qualifier] = {}
         self._lost: set[str] = set()
@@ -113,6 +117,7 @@ class Measurer:
                 crashed=ended_processes(store, where, problem),
                 peaks=strict,
                 noise=qualification.noise,
+                isolated=self._isolated,
             )
             return self._tune(problem, device, store, found, plan, room)
 

@@ -1,9 +1,15 @@
-"""The runner: times the problems of a workload, one after another, and tells how each ended."""
+"""The runner: times the problems of a workload, one after another, and tells how each ended.
+
+What the database tells already is told first. The rest comes in the order in which most is learned, where an estimator
+knows enough to tell, and otherwise as the workload has it.
+"""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,11 +18,16 @@ from types import FrameType
 from typing import Protocol
 
 from autoconv._backend import mx
-from autoconv.decision import Decision
+from autoconv.decision import NATIVE, Decision
 from autoconv.errors import AccuracyError, DeviceLostError, TuningError
 from autoconv.problem import Problem
 from autoconv.settings import Settings
+from autoconv.sweep.order import Measured, Neighbours, ordered
 from autoconv.sweep.workload import Layer
+from autoconv.tuning.bench import Clock
+
+REORDER = 100
+"""Problems after which the rest is put in order anew, by what was learned from them."""
 
 
 class Ending(StrEnum):
@@ -50,7 +61,7 @@ class Outcome:
     @property
     def native_us(self) -> float | None:
         """Native's median time in microseconds, None where it has none."""
-        return self._median("native")
+        return self._median(NATIVE)
 
     @property
     def best_us(self) -> float | None:
@@ -129,44 +140,79 @@ def sweep(
     settings: Settings,
     device: mx.Device,
     *,
+    refresh: bool = False,
+    limit_s: float = math.inf,
+    measured: Sequence[Measured] = (),
     stop: threading.Event | None = None,
     tell: Callable[[Outcome], None] = lambda _: None,
+    wait: Callable[[], None] = lambda: None,
+    clock: Clock = time.monotonic,
 ) -> list[Outcome]:
     """Time every layer that the database does not tell of yet.
 
     Args:
-        layers: The layers, in the order in which they are timed.
-        tuner: What times; the dispatcher.
+        layers: The layers, each problem once.
+        tuner: What times; the dispatcher, or `isolated.Isolated`.
         settings: What candidates are held to, and the database.
         device: Where.
+        refresh: Whether to time what the database tells of as well.
+        limit_s: Seconds after which no other problem is begun.
+        measured: What is known of other problems, by which the order is made.
         stop: Ends the sweep after the current problem once it is asked to.
         tell: Called with each outcome as it comes.
+        wait: Called before each problem; returns when timing makes sense.
+        clock: Seconds.
 
     Returns:
-        The outcomes, in the layers' order; fewer than layers where the sweep was stopped.
+        The outcomes, in the layers' order; fewer than layers where the sweep was stopped or its time was up.
 
     Raises:
         StoreError: the database cannot be read or written. What was timed before is in it.
         DeviceLostError: a candidate broke the device for this process. It is noted, so that the same sweep in a new
             process goes on without it.
     """
-    outcomes = []
-    for layer in layers:
-        if stop is not None and stop.is_set():
-            break
-        outcome = _one(layer, tuner, settings, device)
-        outcomes.append(outcome)
+    end = clock() + limit_s
+    outcomes: dict[Problem, Outcome] = {}
+
+    def over() -> bool:
+        return clock() >= end or (stop is not None and stop.is_set())
+
+    def add(outcome: Outcome) -> None:
+        outcomes[outcome.layer.problem] = outcome
         tell(outcome)
-        mx.clear_cache()  # the next problem has other sizes, and what others left would take its room
-    return outcomes
+
+    left = []
+    for layer in layers:
+        if over():
+            break
+        known = None if refresh else tuner.look_up(layer.problem, settings, device)
+        if known is None:
+            left.append(layer)
+        else:
+            add(Outcome(layer, Ending.KNOWN, known))
+    while left and not over():
+        seen = filter(None, (as_measured(o.layer.problem, o.decision) for o in outcomes.values()))
+        left = ordered(left, Neighbours([*measured, *seen]))
+        now, left = left[:REORDER], left[REORDER:]
+        for layer in now:
+            wait()
+            if over():
+                break
+            add(_one(layer, tuner, settings, device, anew=refresh))
+    return [outcomes[layer.problem] for layer in layers if layer.problem in outcomes]
 
 
-def _one(layer: Layer, tuner: Tuner, settings: Settings, device: mx.Device) -> Outcome:
-    known = tuner.look_up(layer.problem, settings, device)
-    if known is not None:
-        return Outcome(layer, Ending.KNOWN, known)
+def as_measured(problem: Problem, found: Decision | None) -> Measured | None:
+    """What a decision tells about problems like its own; None where native has no time to compare with."""
+    if found is None or found.margin is None:
+        return None
+    native_us = next((v.record.median_us for v in found.verdicts if v.record.candidate == NATIVE), None)
+    return Measured(problem, native_us, max(0.0, found.margin)) if native_us else None
+
+
+def _one(layer: Layer, tuner: Tuner, settings: Settings, device: mx.Device, *, anew: bool) -> Outcome:
     try:
-        return Outcome(layer, Ending.TIMED, tuner.tune(layer.problem, settings, device, anew=False))
+        return Outcome(layer, Ending.TIMED, tuner.tune(layer.problem, settings, device, anew=anew))
     except AccuracyError as error:
         return Outcome(layer, Ending.INACCURATE, tuner.look_up(layer.problem, settings, device), str(error))
     except DeviceLostError:

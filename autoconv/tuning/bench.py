@@ -86,6 +86,9 @@ class DeviceBench:
         seed: Of the operands.
         memory_bytes: Bytes that its own arrays may take. Default: any number.
 
+    Attributes:
+        run_s: Seconds that candidates have run in all, their first runs included.
+
     Raises:
         RuntimeError: what MLX raises when the operands do not fit.
     """
@@ -104,6 +107,7 @@ class DeviceBench:
         self._clock = clock
         self._stream = timing_stream(device)
         self._entries: dict[Candidate, _Entry] = {}
+        self.run_s = 0.0
         mx.synchronize(mx.default_stream(device))  # what the caller has under way is not to be timed
         with mx.stream(self._stream):
             self._first, self._second = make_operands(problem, seed, memory_bytes)
@@ -114,10 +118,12 @@ class DeviceBench:
         """Run a candidate for the first time, under float16 once more near the top of its range."""
         entry = self._entries[candidate] = _Entry(candidate.build(self._problem))
         with mx.stream(self._stream):
+            start = self._clock()
             output = entry.run(self._first, self._second)
             if output.shape != self._problem.result_shape:
                 return Verdict(float("inf"), f"the result has shape {output.shape}", 0.0)
             mx.eval(output)
+            self.run_s += self._clock() - start
             verdict = self._reference.check(output)
             scale = half_scale(verdict.peak) if self._problem.dtype == "float16" else 1.0
             if verdict.wrong or scale == 1.0:
@@ -126,7 +132,11 @@ class DeviceBench:
             scaled = self._scaled(scale)
             if scaled is None:
                 return verdict
-            large = self._reference.check(entry.run(*scaled), scale)
+            start = self._clock()
+            output = entry.run(*scaled)
+            mx.eval(output)
+            self.run_s += self._clock() - start
+            large = self._reference.check(output, scale)
         wrong = large.wrong and f"near float16's range, {large.wrong}"
         return Verdict(max(verdict.error, large.error), wrong, verdict.peak)
 
@@ -156,6 +166,7 @@ class DeviceBench:
             mx.eval(output)
             mx.synchronize(self._stream)
             elapsed = self._clock() - start
+            self.run_s += elapsed
             entry.last = output if self._has_room_for(output) else self._reference.check(output)
         return elapsed / repetitions
 
@@ -185,8 +196,10 @@ class DeviceBench:
             # The cache stays: a buffer that is used again is larger than what was asked for by two pages at most.
             others = mx.get_active_memory() - self._first.nbytes - self._second.nbytes
             mx.reset_peak_memory()
+            start = self._clock()
             mx.eval(entry.run(self._first, self._second))
             mx.synchronize(self._stream)
+            self.run_s += self._clock() - start
             return mx.get_peak_memory() - others
 
     def alive(self) -> bool:

@@ -63,6 +63,8 @@ class Plan:
         crashed: Candidates that ended a process before.
         peaks: Whether to measure each candidate's peak memory, which resets MLX's counter of it.
         noise: How far native beats itself on this device (see `store.contract.Qualification`).
+        isolated: Whether this process may end without harm to anyone: then native as a whole is tried as well where
+            an array has more than 2^31-1 elements.
     """
 
     accuracy: str | float = "native"
@@ -74,6 +76,7 @@ class Plan:
     crashed: frozenset[str] = frozenset()
     peaks: bool = False
     noise: float = 0.0
+    isolated: bool = False
 
 
 Guard = Callable[[Candidate], AbstractContextManager[None]]
@@ -204,7 +207,7 @@ def _with_room_for_one(entries: Sequence[_Progress], problem: Problem, plan: Pla
         for e in entries
         if e.candidate.name not in plan.crashed
         and (e.is_native or e.candidate.algorithm.name not in plan.barred)
-        and (problem.addressable or e.candidate.chunks)
+        and not _past_index(e, problem, plan)
     ]
     return replace(plan, memory_bytes=max(plan.memory_bytes, min(needs, default=0)))
 
@@ -216,7 +219,7 @@ def _may_start(entry: _Progress, problem: Problem, backend: str, plan: Plan, bes
         entry.drop(Status.CRASHED, "the process ended while it ran; not tried again")
     elif algorithm in plan.barred and not entry.is_native:
         entry.drop(Status.FAILED, f"barred on this device: {plan.barred[algorithm]}")
-    elif not problem.addressable and not entry.candidate.chunks:
+    elif _past_index(entry, problem, plan):
         entry.drop(Status.NOT_STARTED, "an array of it has more than 2^31-1 elements, which has ended processes")
     elif entry.workspace_bytes > plan.memory_bytes:
         entry.drop(
@@ -228,6 +231,11 @@ def _may_start(entry: _Progress, problem: Problem, backend: str, plan: Plan, bes
         if least > HOPELESS * best_s and not entry.is_native:
             entry.drop(Status.TOO_SLOW, f"takes {least * 1e3:.3g} ms at least, the best {best_s * 1e3:.3g} ms")
     return entry.status is Status.OK
+
+
+def _past_index(entry: _Progress, problem: Problem, plan: Plan) -> bool:
+    """Whether a candidate might end the process, and this one is not there for that."""
+    return not (problem.addressable or entry.candidate.chunks or (plan.isolated and entry.is_native))
 
 
 def bound_s(candidate: Candidate, problem: Problem, backend: str, ceilings: Mapping[str, float]) -> float:
