@@ -1,6 +1,7 @@
-"""Workloads: which convolutions a sweep times, and in which order."""
+"""Workloads: which convolutions a sweep times, in which order, and when."""
 
 from autoconv.sweep.order import Estimate, Estimator, Measured, Neighbours, ordered
+from autoconv.sweep.power import awake, hindrance, wait_until_unhindered
 from autoconv.sweep.sampler import random_layers
 from autoconv.sweep.workload import Layer, crop, demo_layers, packaged_workloads, read_workload
 
@@ -10,10 +11,13 @@ __all__ = [
     "Layer",
     "Measured",
     "Neighbours",
+    "awake",
     "crop",
     "demo_layers",
+    "hindrance",
     "ordered",
     "packaged_workloads",
     "random_layers",
     "read_workload",
+    "wait_until_unhindered",
 ]
