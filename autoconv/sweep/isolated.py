@@ -61,6 +61,7 @@ class Isolated:
 
     Attributes:
         run_s: Seconds that candidates ran in all.
+        first_run_s: Seconds that children took for a device's first run, where it was not known yet.
         children: How many processes were begun.
     """
 
@@ -78,6 +79,7 @@ class Isolated:
         self._start_s = start_s
         self._child: _Child | None = None
         self.run_s = 0.0
+        self.first_run_s = 0.0
         self.children = 0
 
     def __enter__(self) -> Isolated:
@@ -126,6 +128,7 @@ class Isolated:
 
     def _decision(self, answer: dict[str, Any], problem: Problem, settings: Settings, device: mx.Device) -> Decision:
         self.run_s += answer["run_s"]
+        self.first_run_s += answer["first_run_s"]
         if answer["ending"] == "inaccurate":
             raise AccuracyError(answer["why"])
         if answer["ending"] == "store":
