@@ -76,7 +76,7 @@ class _Asked:
     "dtypes",
     type=click.Choice(["float16", "bfloat16", "float32"]),
     multiple=True,
-    help="Time the layers in this dtype instead of their own; may be given more than once.",
+    help="Time the layers in this dtype instead of their own, and draw random ones in it; may be given more than once.",
 )
 @click.option("--gradients", is_flag=True, help="Time each layer's input gradient and weight gradient as well.")
 @click.option("--time-limit", type=_Duration(), help="Begin no other convolution after so long, such as 30m.")
@@ -210,15 +210,15 @@ def _layers(asked: _Asked, chosen: Settings) -> list[Layer]:
 
     packaged = packaged_workloads()
     layers = [layer for name in asked.workloads for layer in read_workload(packaged.get(name, Path(name)))]
-    if asked.count:
-        layers += random_layers(asked.count, asked.seed, max_gflop=asked.max_gflop or MAX_GFLOP)
     if asked.dtypes:
         layers = [replace(la, problem=replace(la.problem, dtype=d)) for la in layers for d in asked.dtypes]
+    if asked.count:
+        most = asked.max_gflop or MAX_GFLOP
+        layers += random_layers(asked.count, asked.seed, max_gflop=most, dtypes=asked.dtypes or None)
     if asked.gradients:
         layers = [replace(la, problem=replace(la.problem, kind=kind)) for la in layers for kind in Kind]
     if asked.pending:
         store = dispatcher().store(chosen, strict=True)
         noted = store.pending(environment.of(mx.default_device()).id)
         layers += [Layer("pending", "", str(i), 1, problem, "") for i, problem in enumerate(noted, start=1)]
-    most = math.inf if asked.max_gflop is None else asked.max_gflop * 1e9
-    return [la for la in unique(layers) if la.problem.flops <= most]
+    return [la for la in unique(layers) if asked.max_gflop is None or la.problem.flops <= asked.max_gflop * 1e9]
