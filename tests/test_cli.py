@@ -183,6 +183,46 @@ def test_a_sweep_names_file_line_and_column_and_leaves_the_database(tmp_path: Pa
     assert not database.exists()
 
 
+@pytest.mark.usefixtures("qualified")
+def test_a_sweep_of_random_layers_times_as_many_in_the_dtypes_asked_for() -> None:
+    asked = ["sweep", "--random", "3", "--seed", "5", "--max-gflop", "0.012", "--dtype", "float16", "--json"]
+    found = json.loads(run(*asked).stdout)
+    assert found["summary"]["problems"] == 3
+    assert {o["problem"].split()[1] for o in found["outcomes"]} == {"float16"}
+    assert 0 < found["seconds"]["in_candidates"] < found["seconds"]["total"]
+    assert found["seconds"]["children"] == 1
+    again = json.loads(run(*asked).stdout)
+    assert again["summary"]["endings"] == {"known": 3}
+    assert again["seconds"]["children"] == 0
+    assert [o["problem"] for o in again["outcomes"]] == [o["problem"] for o in found["outcomes"]]
+
+
+@pytest.mark.usefixtures("qualified")
+def test_a_sweep_without_time_begins_nothing_and_says_how_to_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(HEADER + ROW)
+    found = run("sweep", str(path), "--time-limit", "0.000001s")
+    assert found.exit_code == 0
+    assert "its time was up after 0 of 1; the same command goes on from there" in found.stderr
+    for wrong in ("soon", "0", "-3m", "3d"):
+        assert run("sweep", str(path), "--time-limit", wrong).exit_code == 2
+
+
+@pytest.mark.usefixtures("qualified")
+def test_a_sweep_that_refreshes_times_what_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(HEADER + ROW)
+    for options in ([], ["--refresh"]):
+        found = json.loads(run("sweep", str(path), "--json", *options).stdout)
+        assert found["summary"]["endings"] == {"timed": 1}
+    database = settings.current().database
+    assert database is not None
+    store = open_store(database)
+    records = store.records(environment.of(mx.default_device()).id, PROBLEM)
+    store.close()
+    assert len({r.run for r in records}) == 2
+
+
 def test_a_sweep_of_nothing_names_what_there_is() -> None:
     found = run("sweep")
     assert found.exit_code == 2

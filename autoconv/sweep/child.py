@@ -35,7 +35,7 @@ from autoconv.dispatch import Dispatcher
 from autoconv.errors import AccuracyError, DeviceLostError, StoreError, TuningError
 from autoconv.problem import Problem
 from autoconv.settings import Settings
-from autoconv.sweep.witness import testify
+from autoconv.sweep.witness import saw
 from autoconv.tuning.bench import DeviceBench
 from autoconv.tuning.verification import Verdict
 
@@ -67,11 +67,11 @@ class WitnessedBench(DeviceBench):
         return self._told(super().peak_bytes, candidate)
 
     def _told(self, method: Callable[..., Result], candidate: Candidate, *arguments: Any) -> Result:
-        testify(self.witness, candidate.name)
+        saw(self.witness, candidate.name)
         try:
             return method(candidate, *arguments)
         finally:
-            testify(self.witness, "")
+            saw(self.witness, "")
 
 
 class Child:
@@ -90,7 +90,7 @@ class Child:
         self._bench: DeviceBench | None = None
         self._started = self._first_run_s = 0.0
         self._tuner = Dispatcher(bench=self._make_bench, isolated=True)
-        testify(witness, "")
+        saw(witness, "")
 
     def _make_bench(self, problem: Problem, device: mx.Device, /, *, memory_bytes: float) -> DeviceBench:
         began = time.monotonic()
