@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlite_utils import Database
+from old_schemas import first_schema
 
 from autoconv.errors import SchemaError
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
 from autoconv.store import Qualification, connection, open_store
-from autoconv.store.migrations import migrations
 
 PROBLEMS = [Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2)]
-
-
-def first_schema(file: Path, records: Sequence[Record], environments: Sequence[str] = ("env", "other")) -> None:
-    """A file as the first schema had it."""
-    with closing(sqlite3.connect(file, isolation_level=None)) as opened:
-        migrations.apply(Database(opened, execute_plugins=False), stop_before="m002_numbers")
-        opened.execute(f"PRAGMA application_id = {connection.APPLICATION_ID}")
-        opened.execute("PRAGMA user_version = 1")
-        opened.execute("PRAGMA journal_mode = WAL")
-        for place, environment in enumerate(environments):
-            texts = (json.dumps({"device": environment}), "{}") if place == 0 else (None, None)
-            opened.execute("INSERT INTO environments VALUES (?, ?, ?, 1.0, 2.0)", (environment, *texts))
-        for key in dict.fromkeys([p.key for p in PROBLEMS] + [r.problem for r in records]):
-            opened.execute(
-                "INSERT INTO problems VALUES (?, 'forward', 'float32', 1, 4, 8, 8, 1, 16, 3, 3, 3, 1, 0.5)", (key,)
-            )
-        for r in records:
-            values: tuple[Any, ...] = (r.environment, r.problem, r.algorithm, r.version, r.parameters, r.status.value)
-            values += (json.dumps(r.samples_us), r.error, r.workspace_bytes, r.peak_bytes, r.detail, r.run, r.created)
-            places = ", ".join("?" * 14)
-            opened.execute(f"INSERT INTO records VALUES (NULL, {places})", (*values, r.library))
 
 
 def record(problem: Problem, run: str, environment: str = "env", **fields: Any) -> Record:
@@ -63,7 +39,7 @@ RECORDS = [
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "old.db"
-    first_schema(path, RECORDS)
+    first_schema(path, RECORDS, [problem.key for problem in PROBLEMS], ["env", "other"])
     return path
 
 

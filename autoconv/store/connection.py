@@ -29,6 +29,9 @@ BUSY_SECONDS = 5.0
 POLL_SECONDS = 0.002
 """How often a process that waits for its turn to write asks for it."""
 
+FAILURES = (sqlite3.Error, OSError, OverflowError, UnicodeDecodeError)
+"""What goes wrong with a file; the last where SQLite's message quotes damage that is no text."""
+
 _log = logging.getLogger(__name__)
 
 # Closing any descriptor of a file drops all locks that this process has on it (POSIX), and with them the
@@ -55,7 +58,7 @@ def connect(file: Path, *, readonly: bool, immutable: bool = False) -> sqlite3.C
         if not readonly:
             return _connect(file)
         return _checked(_open(file, "mode=ro&immutable=1"), file) if immutable else _connect_readonly(file)
-    except (sqlite3.Error, OSError) as error:
+    except FAILURES as error:
         raise failure("open", file, error) from error
 
 

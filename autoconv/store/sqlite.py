@@ -16,7 +16,7 @@ from autoconv.errors import ReadOnlyError, StoreError
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store import rows
-from autoconv.store.connection import connect, failure, turn
+from autoconv.store.connection import FAILURES, connect, failure, turn
 from autoconv.store.contract import Qualification, Store
 from autoconv.store.tables import LAST, Tables
 
@@ -52,7 +52,6 @@ _QUALIFICATIONS = f"""
     LEFT JOIN origins ON origins.id = origin
 """
 _GROUPS_AT_ONCE = 256
-_FAILURES = (sqlite3.Error, OSError, OverflowError)
 
 
 def default_path() -> Path:
@@ -142,7 +141,7 @@ class SqliteStore:
             tables = self._open_tables()
             try:
                 return tables.records(environment, problem.key)
-            except _FAILURES as error:
+            except FAILURES as error:
                 raise failure("read", self._file, error) from error
 
     def problems(self, environment: str) -> list[Problem]:
@@ -261,7 +260,7 @@ class SqliteStore:
             assert self._connection is not None
             try:
                 yield self._connection, tables
-            except _FAILURES as error:
+            except FAILURES as error:
                 raise failure(doing, self._file, error) from error
 
     def _open_tables(self) -> Tables:

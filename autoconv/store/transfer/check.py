@@ -86,7 +86,7 @@ class Checker:
         """
         _check_fields(entry)
         algorithm, problem, status = entry["algorithm"], entry["problem"], entry["status"]
-        if algorithm not in self._known:
+        if not isinstance(algorithm, str) or algorithm not in self._known:
             reason = "an unknown algorithm"
             raise RefusedError(reason, algorithm)
         if not isinstance(problem, str) or problem_of(problem) is None:

@@ -103,7 +103,7 @@ def export(
                 if suffix in SQLITE_SUFFIXES:
                     return _copy(connection, temporary, selection)
                 return _write(connection, temporary, suffix, selection, tell)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise failure("export", source, error) from error
 
 

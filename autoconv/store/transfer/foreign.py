@@ -138,7 +138,7 @@ def _opened(file: Path) -> Iterator[sqlite3.Connection]:
             connection.execute(f"PRAGMA {pragma}")
         connection.text_factory = text_or_bytes
         yield connection
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from messages that quote damage
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
             msg = f"{file} is no SQLite database"
             raise SchemaError(msg) from error
