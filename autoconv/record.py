@@ -53,6 +53,8 @@ class Record:
         run: Identifier of the tuner's run: only times of one run were taken side by side.
         created: Seconds since the epoch.
         library: Version of autoconv that made the record.
+        origin: Empty for what this database's own user measured, else the first 12 hex digits of the SHA-256 of the
+            file that it was imported from.
     """
 
     problem: str
@@ -69,6 +71,7 @@ class Record:
     run: str = ""
     created: float = 0.0
     library: str = ""
+    origin: str = ""
 
     @property
     def candidate(self) -> str:
