@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from autoconv import _calls, device_lock, environment
@@ -127,16 +128,15 @@ class Dispatcher:
     def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
         """The decision that the database makes under these settings, None where it does not tell. Never times."""
         where = environment.of(device)
-        found = None
+        records: list[Record] = []
         try:
             records = self.store(settings).records(where.id, problem)
         except StoreError as error:
             self._warn("store", str(error))
-        else:
-            found = self._choose(records, problem, settings, where, Source.DATABASE)
+        found = self._choose(records, problem, settings, where, Source.DATABASE)
         if found is None:
-            records = self._unkept.records(where.id, problem)
-            found = self._choose(records, problem, settings, where, Source.MEASURED)
+            unkept = self._unkept.records(where.id, problem)
+            found = self._choose([*records, *unkept], problem, settings, where, Source.MEASURED) if unkept else None
         return found
 
     def _look_up_untouched(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
@@ -277,11 +277,14 @@ class Dispatcher:
                 strict=strict,
             )
             self._keep(store, problem, records, strict=strict)
-        found = self._choose(records, problem, settings, where, Source.MEASURED)
+        # Of all that is known by now, as the next process will; of this run alone where that cannot be read.
+        found = self.look_up(problem, settings, device) or self._choose(
+            records, problem, settings, where, Source.MEASURED
+        )
         if found is None:
             msg = "its measurement does not tell under these settings"
             raise TuningError(msg)
-        return found
+        return replace(found, source=Source.MEASURED)
 
     # What decisions rest on
 
