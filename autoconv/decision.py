@@ -85,14 +85,15 @@ class Verdict:
         return tuple(r.run for r in pooling.left_out(self.record))
 
     @property
+    def origins(self) -> tuple[str, ...]:
+        """The files that these runs were imported from, outliers too, each once; an empty text for own measurements."""
+        found = pooling.timed(self.record) + pooling.left_out(self.record)
+        return tuple(sorted({r.origin for r in found}))
+
+    @property
     def provenance(self) -> str:
-        """Where its times come from, in words: `3 runs, 1 left out as an outlier`; empty for a single run."""
-        out = len(self.outliers)
-        count = len(self.runs) + out
-        if count < 2:
-            return ""
-        left_out = "1 left out as an outlier" if out == 1 else f"{out} left out as outliers" if out else ""
-        return ", ".join(filter(None, (f"{count} runs", left_out)))
+        """Where its times come from: `3 runs, 1 imported, 1 left out as an outlier`; empty for a single own run."""
+        return pooling.provenance(self.record)
 
 
 @dataclass(frozen=True)

@@ -106,16 +106,32 @@ def left_out(record: Record) -> tuple[Record, ...]:
     return record.outliers if isinstance(record, Pooled) else ()
 
 
+def provenance(record: Record) -> str:
+    """Where a record's times come from, in words; empty for a single run of this database's own user."""
+    out = len(left_out(record))
+    found = timed(record) + left_out(record)
+    imported = sum(r.origin != "" for r in found)
+    if len(found) < 2 and not imported:
+        return ""
+    said = ["1 run" if len(found) == 1 else f"{len(found)} runs"]
+    if imported:
+        said.append(f"{imported} imported")
+    if out:
+        said.append("1 left out as an outlier" if out == 1 else f"{out} left out as outliers")
+    return ", ".join(said)
+
+
 def runs(records: Iterable[Record]) -> list[Run]:
     """The records by their runs, the earliest run first.
 
-    A run has one record of a candidate; should there be two after all, that counts whose text comes first.
+    A run has one record of a candidate. Should there be two, as when two files hold the run, an own one counts before
+    an imported one, and else that whose text comes first.
     """
     found: dict[str, dict[str, Record]] = {}
     for record in records:
         known = found.setdefault(record.run, {})
         twin = known.setdefault(record.candidate, record)
-        if twin is not record and repr(record) < repr(twin):
+        if twin is not record and (record.origin, repr(record)) < (twin.origin, repr(twin)):
             known[record.candidate] = record
     when = {name: max(r.created for r in known.values()) for name, known in found.items()}
     return [Run(name, found[name]) for name in sorted(found, key=lambda name: (when[name], name))]

@@ -298,6 +298,36 @@ def test_a_candidate_twice_in_one_run_is_one() -> None:
     assert len(runs([*rows, twin])[0].records) == 2
 
 
+# Origins
+
+
+def imported(rows: list[Record], origin: str = "0123456789ab") -> list[Record]:
+    return [replace(r, origin=origin) for r in rows]
+
+
+def test_imported_runs_count_as_own_ones_do_and_are_told_apart() -> None:
+    first, second, third, fourth = ratios(1.5, 1.5, 1.5, 0.5, b=[1.2] * 4)
+    found = decide(imported(fourth, "fedcba987654"), first, imported(second), imported(third))
+    a = verdict(found, "a")
+    assert (found.candidate, a.runs, a.outliers) == ("a", ("r0", "r1", "r2"), ("r3",))
+    assert a.origins == ("", "0123456789ab", "fedcba987654")
+    assert a.provenance == "4 runs, 3 imported, 1 left out as an outlier"
+    assert verdict(found, "b").provenance == "4 runs, 3 imported"
+
+
+def test_a_single_imported_run_is_said_to_be_imported() -> None:
+    found = decide(imported(run("r", native=10.0, a=5.0, b=Status.FAILED)))
+    assert [v.provenance for v in found.verdicts] == ["1 run, 1 imported", "1 run, 1 imported", ""]
+
+
+def test_a_run_that_came_back_is_counted_once_and_as_the_own() -> None:
+    own = run("r", native=10.0, a=5.0)
+    for rows in ((own, imported(own)), (imported(own), own)):
+        found = decide(*rows)
+        assert found == decide(own)
+        assert verdict(found, "a").origins == ("",)
+
+
 # Whatever was measured, in whatever order
 
 
@@ -325,6 +355,7 @@ def run_of(draw: st.DrawFn, name: str) -> list[Record]:
                 workspace_bytes=draw(st.sampled_from([None, 0, 10**6, 3 * GB])),
                 peak_bytes=draw(st.sampled_from([None, 10**8, 3 * 10**8])),
                 detail=draw(st.sampled_from(["", "said"])),
+                origin=draw(st.sampled_from(["", "0123456789ab"])),
             )
         )
     return found
@@ -413,7 +444,7 @@ def test_an_explanation_says_how_many_runs_there_were_and_which_were_left_out() 
     assert why["b"] == "1.20 times as fast as native; 3 runs"
     read = json.loads(json.dumps(made.as_dict()))
     a = next(c for c in read["candidates"] if c["candidate"] == "a")
-    assert (a["runs"], a["outliers"]) == (["r0", "r1"], ["r2"])
+    assert (a["runs"], a["outliers"], a["origins"]) == (["r0", "r1"], ["r2"], [""])
 
 
 def test_an_explanation_of_a_single_run_says_nothing_of_runs() -> None:

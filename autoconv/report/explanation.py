@@ -68,7 +68,8 @@ class Explanation:
 
         `workspace_bytes` is the estimate of what is taken beyond input, weight and output; `peak_bytes` is measured,
         with them, and null where it was not; `bound` is what the error was held to. `runs` are those that the times
-        come from, `outliers` those whose times were left out.
+        come from, `outliers` those whose times were left out, and `origins` the files that these were imported from, an
+        empty text standing for own measurements.
         """
         decision = self.decision
         return {
@@ -99,6 +100,7 @@ class Explanation:
                     "reason": v.reason,
                     "runs": list(v.runs),
                     "outliers": list(v.outliers),
+                    "origins": list(v.origins),
                 }
                 for v in decision.verdicts
             ],
