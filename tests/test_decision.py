@@ -455,7 +455,7 @@ def at(created: float, *records: Record) -> list[Record]:
 @pytest.mark.parametrize("other_way_round", [False, True])
 def test_what_ended_a_process_later_is_not_taken_from_an_older_run(other_way_round: bool) -> None:
     for crashed, winner in ((1.0, "a"), (2.0, "native"), (3.0, "native")):
-        rows = [*at(2.0, *OPEN), *at(crashed, failed("a", Status.CRASHED))]
+        rows = [*at(2.0, *OPEN), replace(failed("a", Status.CRASHED), created=crashed, run="crashed")]
         assert decided(rows[::-1] if other_way_round else rows, LOOSE) == winner
 
 

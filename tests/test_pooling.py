@@ -183,6 +183,13 @@ def test_a_run_in_which_native_was_off_is_an_outlier_for_all() -> None:
     assert found.margin == pytest.approx(0.2)
 
 
+def test_shown_times_are_not_those_of_a_run_in_which_native_was_off() -> None:
+    native = [10.0, 10.0, 12.0, 24.0]
+    rows = [run(f"r{i}", native=time, a=time / 1.5) for i, time in enumerate(native[:3])]
+    found = decide(*rows, run("r3", native=native[3], a=8.0))
+    assert [v.record.median_us for v in found.verdicts] == pytest.approx([10.0, 10.0 / 1.5])
+
+
 def test_a_run_in_which_one_candidate_of_two_was_off_is_no_outlier_for_the_other() -> None:
     found = decide(*ratios(1.5, 1.5, 1.5, 3.0, b=[1.2, 1.2, 1.2, 1.2]))
     assert [v.outliers for v in found.verdicts] == [(), ("r3",), ()]

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -267,7 +268,9 @@ def test_kill_9_at_any_moment_leaves_every_finished_record(qualified: Path, tmp_
             finished = now
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"{len(finished)} known" in done.stdout or not finished
+    # What a killed sweep was at may have ended after it, and is known as well.
+    known = re.search(r"(\d+) known", done.stdout)
+    assert int(known[1]) >= len(finished) if known else not finished
     store = open_store(qualified)
     assert len([p for where in store.environments() for p in store.problems(where)]) == 40
     store.close()
