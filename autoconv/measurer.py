@@ -35,9 +35,11 @@ candidate of the same problem twice."""
 
 
 class Benches(Protocol):
-    """Makes the bench of a problem on a device, whose own arrays may take so many bytes."""
+    """Makes the bench of a problem on a device, whose own arrays may take so many bytes, and which measures peaks of
+    memory or not.
+    """
 
-    def __call__(self, problem: Problem, device: mx.Device, /, *, memory_bytes: float) -> Bench:
+    def __call__(self, problem: Problem, device: mx.Device, /, *, memory_bytes: float, peaks: bool) -> Bench:
         """The bench."""
         ...
 
@@ -206,7 +208,7 @@ class Measurer:
             )
             raise TuningError(msg)
         try:
-            bench = self._bench(problem, device, memory_bytes=room)
+            bench = self._bench(problem, device, memory_bytes=room, peaks=plan.peaks)
             return tune(
                 problem,
                 where.id,

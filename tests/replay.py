@@ -209,7 +209,9 @@ class Benches:
         self.made: list[tuple[Problem, ReplayBench]] = []
         self._dies_with = dies_with
 
-    def __call__(self, problem: Problem, device: mx.Device, /, *, memory_bytes: float = math.inf) -> ReplayBench:
+    def __call__(
+        self, problem: Problem, device: mx.Device, /, *, memory_bytes: float = math.inf, peaks: bool = False
+    ) -> ReplayBench:
         bench = ReplayBench(self.table, self.clock, dies_with=self._dies_with)
         self.made.append((problem, bench))
         return bench
@@ -220,7 +222,9 @@ class Benches:
         return [problem for problem, _ in self.made]
 
 
-def nothing_is_timed(problem: Problem, device: mx.Device, /, *, memory_bytes: float = math.inf) -> ReplayBench:
+def nothing_is_timed(
+    problem: Problem, device: mx.Device, /, *, memory_bytes: float = math.inf, peaks: bool = False
+) -> ReplayBench:
     """A maker of benches where none may be made."""
     msg = f"{problem} is timed"
     raise AssertionError(msg)

@@ -655,6 +655,21 @@ def test_the_peak_of_a_run_has_its_operands_and_what_it_takes_besides() -> None:
 
 
 @needs_cpu
+def test_a_peak_is_measured_in_the_first_run_or_in_one_more() -> None:
+    problem = MODERATE
+    at_once, later = DeviceBench(problem, CPU, peaks=True), DeviceBench(problem, CPU)
+    for candidate in candidates(problem, "cpu")[:4]:
+        at_once.verify(candidate)
+        ran = at_once.run_s
+        first = at_once.peak_bytes(candidate)
+        assert at_once.run_s == ran  # nothing more ran
+        later.verify(candidate)
+        again = later.peak_bytes(candidate)
+        assert first >= problem.bytes
+        assert abs(first - again) <= problem.bytes  # evaluation may run ahead, or not
+
+
+@needs_cpu
 @pytest.mark.parametrize("limit", [2 * 10**5, 10**6, 10**7])
 def test_a_tuning_takes_its_operands_one_output_and_the_limit_at_most(limit: int) -> None:
     """What candidates take, and results yet to be checked, scaled operands, and what operands are made of, too."""

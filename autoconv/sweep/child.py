@@ -92,9 +92,9 @@ class Child:
         self._tuner = Dispatcher(bench=self._make_bench, isolated=True)
         saw(witness, "")
 
-    def _make_bench(self, problem: Problem, device: mx.Device, /, *, memory_bytes: float) -> DeviceBench:
+    def _make_bench(self, problem: Problem, device: mx.Device, /, *, memory_bytes: float, peaks: bool) -> DeviceBench:
         began = time.monotonic()
-        bench = WitnessedBench(problem, device, memory_bytes=memory_bytes)
+        bench = WitnessedBench(problem, device, memory_bytes=memory_bytes, peaks=peaks)
         bench.witness = self._witness
         self._bench = bench
         if not self._first_run_s:

@@ -68,6 +68,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 @dataclass
 class _Entry:
     run: Convolution
+    peak_bytes: int | None = None
     last: mx.array | Verdict | None = None
     """The last result that was timed; its verdict where it could not be kept."""
 
@@ -85,6 +86,7 @@ class DeviceBench:
         clock: What time is read from. Default: `time.perf_counter`.
         seed: Of the operands.
         memory_bytes: Bytes that its own arrays may take. Default: any number.
+        peaks: Whether the first run of each candidate measures its peak as well, which resets MLX's counter of it.
 
     Attributes:
         run_s: Seconds that candidates have run in all, their first runs included.
@@ -101,9 +103,11 @@ class DeviceBench:
         clock: Clock = time.perf_counter,
         seed: int = 0,
         memory_bytes: float = math.inf,
+        peaks: bool = False,
     ) -> None:
         self._problem = problem
         self._memory_bytes = memory_bytes
+        self._peaks = peaks
         self._clock = clock
         self._stream = timing_stream(device)
         self._entries: dict[Candidate, _Entry] = {}
@@ -118,12 +122,15 @@ class DeviceBench:
         """Run a candidate for the first time, under float16 once more near the top of its range."""
         entry = self._entries[candidate] = _Entry(candidate.build(self._problem))
         with mx.stream(self._stream):
+            others = self._watch_memory() if self._peaks else 0
             start = self._clock()
             output = entry.run(self._first, self._second)
             if output.shape != self._problem.result_shape:
                 return Verdict(float("inf"), f"the result has shape {output.shape}", 0.0)
             mx.eval(output)
             self.run_s += self._clock() - start
+            if self._peaks:
+                entry.peak_bytes = mx.get_peak_memory() - others
             verdict = self._reference.check(output)
             scale = half_scale(verdict.peak) if self._problem.dtype == "float16" else 1.0
             if verdict.wrong or scale == 1.0:
@@ -188,19 +195,30 @@ class DeviceBench:
             return self._reference.check(last)
 
     def peak_bytes(self, candidate: Candidate) -> int:
-        """Peak of MLX's memory during one more run, its input, weight and output included; resets MLX's counter."""
+        """Peak of MLX's memory during a run, its input, weight and output included.
+
+        That of the first run where it was measured, else of one more, which resets MLX's counter.
+        """
         entry = self._entries[candidate]
+        if entry.peak_bytes is not None:
+            return entry.peak_bytes
         entry.last = None
         with mx.stream(self._stream):
-            mx.synchronize(self._stream)
-            # The cache stays: a buffer that is used again is larger than what was asked for by two pages at most.
-            others = mx.get_active_memory() - self._first.nbytes - self._second.nbytes
-            mx.reset_peak_memory()
+            others = self._watch_memory()
             start = self._clock()
             mx.eval(entry.run(self._first, self._second))
             mx.synchronize(self._stream)
             self.run_s += self._clock() - start
             return mx.get_peak_memory() - others
+
+    def _watch_memory(self) -> int:
+        """Begin to watch the peak of memory; the bytes that are there now beside the operands.
+
+        MLX's cache stays: a buffer that is used again is larger than what was asked for by two pages at most.
+        """
+        mx.synchronize(self._stream)
+        mx.reset_peak_memory()
+        return mx.get_active_memory() - self._first.nbytes - self._second.nbytes
 
     def alive(self) -> bool:
         """Whether a small matrix product still comes out right."""
