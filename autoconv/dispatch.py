@@ -126,7 +126,10 @@ class Dispatcher:
 
     def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
         """The decision that the database makes under these settings, None where it does not tell. Never times."""
-        where = environment.of(device)
+        return self.look_up_in(environment.of(device), problem, settings)
+
+    def look_up_in(self, where: Environment, problem: Problem, settings: Settings) -> Decision | None:
+        """As `look_up`, for an environment that may be another machine's."""
         found = None
         try:
             records = self.store(settings).records(where.id, problem)
