@@ -5,11 +5,13 @@ A task goes to one worker and no other, and is not run again: one that ends its 
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,6 +21,7 @@ from autoconv.errors import FleetError
 try:
     import distributed
     from distributed.comm.addressing import get_address_host_port
+    from distributed.comm.core import connect
 except ImportError as _error:
     _msg = f"a fleet needs Dask, which is installed by: pip install 'autoconv[fleet]' ({_error})"
     raise FleetError(_msg) from _error
@@ -107,16 +110,25 @@ def connected(address: str, *, insecure: bool = False) -> Iterator[Scheduler]:
 
 
 def _client(address: str, full: str) -> distributed.Client:
+    security = distributed.Security()
     try:
-        return distributed.Client(
-            full, timeout=CONNECT_S, set_as_default=False, security=distributed.Security(), name="autoconv"
-        )
+        with ThreadPoolExecutor(1) as pool:  # the caller's thread may have a loop of its own
+            pool.submit(asyncio.run, _greet(full, security)).result()
+        return distributed.Client(full, timeout=CONNECT_S, set_as_default=False, security=security, name="autoconv")
     except TypeError as error:
         msg = f"{address} needs certificates: name them in Dask's configuration, under distributed.comm.tls"
         raise FleetError(msg) from error
     except (OSError, ValueError, RuntimeError) as error:
-        msg = f"no scheduler can be reached at {address}: {_line(error)}"
+        why = str(error) or f"nothing answers within {CONNECT_S:g} s"
+        msg = f"no scheduler can be reached at {address}: {' '.join(why.split())}"
         raise FleetError(msg) from error
+
+
+async def _greet(full: str, security: distributed.Security) -> None:
+    """Find out whether there is a scheduler: a client would wait forever for what takes connections and is silent."""
+    async with asyncio.timeout(CONNECT_S):
+        comm = await connect(full, timeout=2 * CONNECT_S, **security.get_connection_args("client"))
+        await comm.close()
 
 
 class Scheduler:
