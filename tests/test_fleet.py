@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import dask
 import psutil
 import pytest
 from hypothesis import given
@@ -69,13 +71,14 @@ class Cluster:
     a machine of its own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, protocol: str = "tcp", **variables: str) -> None:
         self.folder = folder
+        self._protocol = protocol
+        self._variables = variables
         self._processes: list[subprocess.Popen[bytes]] = []
         told = folder / "scheduler.json"
-        self.scheduler = self._begin(
-            "dask_scheduler", ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(told)]
-        )
+        options = ["--port", "0", "--scheduler-file", str(told)]
+        self.scheduler = self._begin("dask_scheduler", options, {})
         patiently(lambda: told.exists() and told.read_text().endswith("}"))
         self.address: str = json.loads(told.read_text())["address"]
 
@@ -84,8 +87,8 @@ class Cluster:
     ) -> subprocess.Popen[bytes]:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        given = [self.address, "--name", name, "--nthreads", "1", "--memory-limit", "0", "--no-dashboard"]
-        given += ["--host", "127.0.0.1", "--local-directory", str(folder), "--nanny" if nanny else "--no-nanny"]
+        given = [self.address, "--name", name, "--nthreads", "1", "--memory-limit", "0"]
+        given += ["--local-directory", str(folder), "--nanny" if nanny else "--no-nanny"]
         given += ["--resources", resources] if resources else []
         return self._begin("dask_worker", [*given, *options], {"TMPDIR": str(folder), **variables})
 
@@ -93,17 +96,15 @@ class Cluster:
     def log(self) -> str:
         return (self.folder / "dask_scheduler.0.log").read_text()
 
-    def _begin(
-        self, module: str, options: Sequence[str], variables: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
-        root = str(Path(__file__).parents[1])
-        environ = {**os.environ, "PYTHONPATH": root, "TMPDIR": str(self.folder), **(variables or {})}
+    def _begin(self, module: str, options: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        here = ["--host", "127.0.0.1", "--protocol", self._protocol, "--no-dashboard"]
+        root = {"PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(self.folder)}
         with (self.folder / f"{module}.{len(self._processes)}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"distributed.cli.{module}", *options],
+                [sys.executable, "-m", f"distributed.cli.{module}", *options, *here],
                 stdout=log,
                 stderr=log,
-                env=environ,
+                env={**os.environ, **root, **self._variables, **variables},
                 cwd=self.folder,
             )
         self._processes.append(process)
@@ -285,6 +286,28 @@ def test_workers_that_do_not_fit_are_left_out_by_name(cluster: Cluster, store: S
         "it has no resource `device`; begin it by: dask worker SCHEDULER --nthreads 1 --memory-limit 0 "
         "--resources device=1",
     ]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
+def test_an_encrypted_fleet(tmp_path: Path, store: Store) -> None:
+    make = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=fleet")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(["openssl", *make, "-out", cert, "-keyout", key], check=True, capture_output=True)
+    files = {
+        f"distributed.comm.tls.{who}.{what}": str(path)
+        for who in ("scheduler", "worker", "client")
+        for what, path in (("cert", cert), ("key", key))
+    }
+    files["distributed.comm.tls.ca-file"] = str(cert)
+    variables = {f"DASK_{name.upper().replace('.', '__')}": path for name, path in files.items()}
+    with contextlib.closing(Cluster(tmp_path, "tls", **variables)) as cluster:
+        cluster.worker("worker")
+        with dask.config.set(files):
+            assert cluster.address.startswith("tls://")
+            outcomes = sweep_fleet([layer(4)], cluster.address, SETTINGS, store)
+            assert [o.ending for o in outcomes] == [Ending.TIMED]
+        with pytest.raises(FleetError, match="needs certificates"):
+            sweep_fleet([layer(4)], cluster.address, SETTINGS, store)
 
 
 def test_a_lost_scheduler_costs_nothing_that_was_timed(cluster: Cluster, store: Store) -> None:
@@ -632,7 +655,7 @@ def test_a_scheduler_that_cannot_be_reached_is_one_line(monkeypatch: pytest.Monk
             sweep_fleet([layer(4)], address, SETTINGS, MemoryStore())
     with pytest.raises(FleetError, match=f"no scheduler can be reached at {address}: nothing answers"):
         sweep_fleet([layer(4)], address, SETTINGS, MemoryStore())
-    with pytest.raises(FleetError, match="needs certificates: name them in Dask's configuration"):
+    with pytest.raises(FleetError, match="needs certificates: name their files in Dask's configuration"):
         sweep_fleet([layer(4)], "tls://127.0.0.1:1", SETTINGS, MemoryStore())
 
 

@@ -343,7 +343,9 @@ class _Fleet:
         worker.greeting = None
         try:
             if isinstance(answer, Failure):
-                msg = f"it cannot run autoconv {__version__} ({answer.why})"
+                msg = (
+                    f"it cannot run autoconv {__version__}, to be installed there and with the scheduler ({answer.why})"
+                )
                 raise ValueError(msg)
             told = wire.greeting_of(answer)
             if told.library != __version__:

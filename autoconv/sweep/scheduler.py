@@ -115,8 +115,8 @@ def _client(address: str, full: str) -> distributed.Client:
         with ThreadPoolExecutor(1) as pool:  # the caller's thread may have a loop of its own
             pool.submit(asyncio.run, _greet(full, security)).result()
         return distributed.Client(full, timeout=CONNECT_S, set_as_default=False, security=security, name="autoconv")
-    except TypeError as error:
-        msg = f"{address} needs certificates: name them in Dask's configuration, under distributed.comm.tls"
+    except (TypeError, FileNotFoundError) as error:
+        msg = f"{address} needs certificates: name their files in Dask's configuration, under distributed.comm.tls"
         raise FleetError(msg) from error
     except (OSError, ValueError, RuntimeError) as error:
         why = str(error) or f"nothing answers within {CONNECT_S:g} s"
