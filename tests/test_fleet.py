@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import dask
@@ -29,13 +30,13 @@ from hypothesis import strategies as st
 import autoconv
 from autoconv import device_lock, environment, settings
 from autoconv._backend import mx
-from autoconv.algorithms import algorithms
+from autoconv.algorithms import algorithms, candidates
 from autoconv.environment import Environment
 from autoconv.errors import AutoconvWarning, FleetError
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
 from autoconv.store import MemoryStore, Qualification, Store, open_store
-from autoconv.sweep import Layer, scheduler, wire
+from autoconv.sweep import Layer, fleet_worker, scheduler, wire
 from autoconv.sweep.fleet import FleetOutcome, sweep_fleet
 from autoconv.sweep.fleet_worker import hello, time_problem
 from autoconv.sweep.runner import Ending
@@ -127,12 +128,16 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         found.close()
 
 
+def fingerprints() -> list[str]:
+    return [fingerprint(algorithms(), gradients=gradients) for gradients in (False, True)]
+
+
 @pytest.fixture
 def store(qualified: Path) -> Iterator[Store]:
     """A store that knows this device, and the same device with another setting of MLX."""
     found = open_store(qualified)
-    for gradients in (False, True):
-        known = found.qualification(HERE.id, fingerprint(algorithms(), gradients=gradients))
+    for name in fingerprints():
+        known = found.qualification(HERE.id, name)
         assert known is not None
         found.qualify(replace(known, environment=other_environment().id))
     yield found
@@ -176,8 +181,11 @@ def begin(layers: Sequence[Layer], cluster: Cluster, store: Store, **options: An
 
 def child_of(worker: subprocess.Popen[bytes]) -> psutil.Process | None:
     """The process in which a worker times."""
-    found = psutil.Process(worker.pid).children(recursive=True)
-    return next((each for each in found if "autoconv.sweep.child" in " ".join(each.cmdline())), None)
+    for each in psutil.Process(worker.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # workers ask `uname` and the like
+            if "autoconv.sweep.child" in " ".join(each.cmdline()):
+                return each
+    return None
 
 
 def test_workers_share_the_problems_and_take_turns_on_one_device(cluster: Cluster, store: Store) -> None:
@@ -323,6 +331,42 @@ def test_a_lost_scheduler_costs_nothing_that_was_timed(cluster: Cluster, store: 
     assert store.problems(HERE.id) == told
 
 
+def test_a_worker_takes_over_what_is_known_and_tells_what_it_has(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        fleet_worker, "get_worker", lambda: SimpleNamespace(id="me", local_directory=str(tmp_path / "w"))
+    )
+    monkeypatch.setattr(fleet_worker, "_stations", {})
+    (tmp_path / "w").mkdir()
+    known = [store.qualification(HERE.id, name) for name in fingerprints()]
+    problem = layer(4).problem
+    deadly = next(c.name for c in candidates(problem, HERE.backend, algorithms(), math.inf) if c.name != "native")
+    request = {
+        "worker": "me",
+        "problem": problem.key,
+        "anew": False,
+        "hindered": False,
+        "limits": {"accuracy": "native", "memory_limit": None, "budget_ms": 20},
+        "notes": {deadly: 2},
+        "qualifications": [wire.values_of(q) for q in known if q],
+    }
+    assert fleet_worker.time_problem(request | {"worker": "another"}) == {"ending": "gone"}
+    monkeypatch.setattr(fleet_worker, "hindrance", lambda: "on battery power")
+    assert fleet_worker.time_problem(request) == {"ending": "hindered", "why": "on battery power"}
+    answer = fleet_worker.time_problem(request | {"hindered": True})
+    fleet_worker.farewell()
+    result = wire.result_of(json.loads(json.dumps(answer)), HERE.id)
+    assert (result.ending, result.why) == (Ending.TIMED, "")
+    assert {r.candidate: r.status for r in result.records}[deadly] is Status.CRASHED
+    assert {r.candidate: r.status for r in result.records}["native"] is Status.OK
+    assert result.notes == {deadly: 2}
+    assert list(result.qualifications) == known  # as of their first runs, which were not repeated
+    again = fleet_worker.time_problem(request | {"hindered": True})
+    assert again["records"] == answer["records"]  # it knows
+    fleet_worker.farewell()
+
+
 Answers = Callable[[str, Environment, dict[str, Any]], object]
 
 
@@ -386,6 +430,7 @@ class Played:
 
     def wait(self, limit_s: float) -> None:
         self.now += limit_s
+        assert self.now < 3600, "it waits for what never comes"
         due = [what for when, what in self.plans if when <= self.now]
         self.plans = [(when, what) for when, what in self.plans if when > self.now]
         for what in due:
@@ -577,7 +622,7 @@ def test_notes_go_to_the_worker_and_come_back() -> None:
 
 
 def test_a_first_run_is_kept_and_what_it_barred_is_named_once() -> None:
-    names = [fingerprint(algorithms(), gradients=gradients) for gradients in (False, True)]
+    names = fingerprints()
     known = [Qualification(HERE.id, names[0], frozenset({("native", "float32")}), {"bad": "wrong"}, 0.03, {"x": 1.0})]
 
     def answer(name: str, where: Environment, request: dict[str, Any]) -> object:
