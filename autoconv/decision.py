@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from autoconv import accuracy as accuracies
+from autoconv import pooling
+from autoconv.pooling import Run, speedup
 from autoconv.record import Record, Status
 
 NATIVE = "native"
@@ -27,11 +30,14 @@ MATERIAL = 0.05
 MATERIAL_BYTES = 1e6
 """Memory that differs by less than either, relative or in bytes, is a tie."""
 
-SINGLE = 1.5
-"""A ratio that rests on a single sample of one side counts from here."""
-
 LOSER = 2.0
 """A candidate whose first run takes more than this times the best is not timed further."""
+
+SHORTEST_US, LONGEST_US = 1e-12, 1e18
+"""Times that no convolution takes; a record with others, which a file may hold, is left out."""
+
+_BY_LIMITS = {Status.OK, Status.INACCURATE, Status.OVER_MEMORY}
+"""Statuses that depend on what a candidate is held to."""
 
 
 class Source(StrEnum):
@@ -56,7 +62,7 @@ class Verdict:
     """One candidate in the light of the limits.
 
     Attributes:
-        record: Its record.
+        record: Its record; of several runs that of their pool.
         status: `ok` if it may win, else why not; for a record whose own status is `ok` that can be `inaccurate` or
             `over_memory` under these limits.
         speedup: Native's time over its own, of the samples that judge; None where there are none.
@@ -67,6 +73,27 @@ class Verdict:
     status: Status
     speedup: float | None
     reason: str
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Identifiers of the runs that its times come from, the earliest first."""
+        return tuple(r.run for r in pooling.timed(self.record))
+
+    @property
+    def outliers(self) -> tuple[str, ...]:
+        """Identifiers of the runs whose times of it were left out, far off those of the other runs."""
+        return tuple(r.run for r in pooling.left_out(self.record))
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The files that these runs were imported from, outliers too, each once; an empty text for own measurements."""
+        found = pooling.timed(self.record) + pooling.left_out(self.record)
+        return tuple(sorted({r.origin for r in found}))
+
+    @property
+    def provenance(self) -> str:
+        """Where its times come from: `3 runs, 1 imported, 1 left out as an outlier`; empty for a single own run."""
+        return pooling.provenance(self.record)
 
 
 @dataclass(frozen=True)
@@ -114,69 +141,6 @@ def native(reason: str, source: Source = Source.NATIVE) -> Decision:
     return Decision(NATIVE, source, None, reason)
 
 
-def runs(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """The records of each run, the newest first, the last of each candidate.
-
-    Each comes with the candidates that ended a process in any other, unless it has a newer record of them.
-    """
-    for run in dict.fromkeys(r.run for r in reversed(records)):
-        kept: dict[str, Record] = {}
-        for record in records:
-            if record.run == run or record.status is Status.CRASHED:
-                kept.pop(record.candidate, None)
-                kept[record.candidate] = record
-        yield list(kept.values())
-
-
-def ratio(base: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """(estimate, lower bound) of the times `base` over the times `other`.
-
-    Both are of Hodges and Lehmann: the median of all ratios between the two sets of samples, and the order statistic
-    of them that the rank-sum test gives for 95% confidence. With three samples each that is the smallest ratio.
-    """
-    ratios = sorted(b / o for b in base for o in other)
-    return statistics.median(ratios), ratios[_rank(len(base), len(other))]
-
-
-def speedup(record: Record, base: Record) -> tuple[float, float] | None:
-    """`ratio` of two records on the samples that judge.
-
-    Where one of the two was given up after its first run, what there is counts only if it differs by more than half;
-    None where there is nothing.
-    """
-    if record.judging_us and base.judging_us:
-        return ratio(base.judging_us, record.judging_us)
-    if base.median_us is None or record.median_us is None:
-        return None
-    found = base.median_us / record.median_us
-    return found, found if max(found, 1 / found) > SINGLE else 1.0
-
-
-@functools.cache
-def _rank(first: int, second: int, confidence: float = 0.95) -> int:
-    """The largest `u` with `P(U <= u) <= 1 - confidence`, or 0, `U` being the rank-sum statistic of such samples.
-
-    Mann and Whitney's recurrence: of the arrangements of `m` and `n` values with statistic `u`, those whose largest
-    value is of the first sample have `u - n` without it, the others `u` without it.
-    """
-
-    @functools.cache
-    def arrangements(m: int, n: int, u: int) -> int:
-        if u < 0:
-            return 0
-        if m == 0 or n == 0:
-            return int(u == 0)
-        return arrangements(m - 1, n, u - n) + arrangements(m, n - 1, u)
-
-    allowed, seen, rank = (1 - confidence) * math.comb(first + second, first), 0, 0
-    for u in range(first * second):
-        seen += arrangements(first, second, u)
-        if seen > allowed:
-            break
-        rank = u
-    return rank
-
-
 def choose(
     records: Sequence[Record],
     limits: Limits,
@@ -187,18 +151,19 @@ def choose(
     operand_bytes: int | None = None,
     chunked: Collection[str] = (),
 ) -> Decision | None:
-    """The winner among the records of one problem in one environment.
+    """The winner among the records of one problem in one environment, in whatever order they come.
 
-    The newest run that tells under these limits decides. A run tells if it has native, if every candidate in it that
-    may run now was timed, and if, where the memory limit leaves a candidate of it out, those in chunks that would take
-    its place were tried in it. So runs under several limits live side by side.
+    All runs that tell under these limits decide together (see `pooling`). A run tells if it has native, if every
+    candidate in it that may run now was timed, and if, where the memory limit leaves a candidate of it out, those in
+    chunks that would take its place were tried in it. So runs under several limits live side by side. What was wrong or
+    ended a process in any run at all is barred.
 
     Args:
-        records: Oldest first.
+        records: In any order.
         limits: What candidates are held to.
         dtype: The problem's dtype.
         order: Place of each algorithm where times tie, by name and version as `name@version`; records of other
-            algorithms or versions are left out.
+            algorithms or versions are left out. Of one algorithm's candidates that tie, parameters settle it.
         source: Where the records came from.
         operand_bytes: Bytes of the problem's input, weight and output, which measured peaks include. Default: not
             known, so that the estimates count.
@@ -207,38 +172,52 @@ def choose(
     Returns:
         The decision; None where no run tells.
     """
-    decisions = (_of_run(run, limits, dtype, order, source, operand_bytes, chunked) for run in runs(records))
-    return next((found for found in decisions if found is not None), None)
-
-
-def _of_run(
-    run: Sequence[Record],
-    limits: Limits,
-    dtype: str,
-    order: Mapping[str, int],
-    source: Source,
-    operand_bytes: int | None,
-    chunked: Collection[str],
-) -> Decision | None:
-    """The winner of one run; None where it does not tell."""
     known = [
         r
-        for r in run
-        if f"{r.algorithm}@{r.version}" in order and all(s > 0 for s in r.samples_us)  # no time takes none
+        for r in records
+        if f"{r.algorithm}@{r.version}" in order and all(SHORTEST_US <= s <= LONGEST_US for s in r.samples_us)
     ]
-    known.sort(key=lambda r: order[f"{r.algorithm}@{r.version}"])
-    base = next((r for r in known if r.candidate == NATIVE), None)
-    if base is None:
-        return None
-    bound = accuracies.bound(limits.accuracy, dtype, _native_error(known))
+    known.sort(key=lambda r: (order[f"{r.algorithm}@{r.version}"], _natural(r.parameters), r.parameters))
+    bars = pooling.barred(known)
 
-    verdicts = [_judge(r, base, bound, limits, operand_bytes) for r in known]
-    if any(v.status is Status.OK and not v.record.samples_us for v in verdicts):
+    def tells(run: Run) -> bool:
+        return _tells(run, bars, limits, dtype, operand_bytes, chunked)
+
+    telling = [run for run in pooling.runs(known) if tells(run)]
+    if not telling:
         return None
-    if any(v.status is Status.OVER_MEMORY for v in verdicts):
-        present, algorithms = {r.candidate for r in known}, {r.algorithm for r in known}
-        if any(name not in present and name.partition("(")[0] in algorithms for name in chunked):
-            return None
+    pooled = pooling.pool(telling, NATIVE, bars)
+    places = dict.fromkeys(r.candidate for r in known)
+    return _among([pooled[name] for name in places if name in pooled], limits, dtype, source, operand_bytes)
+
+
+def _tells(
+    run: Run,
+    bars: Mapping[str, Record],
+    limits: Limits,
+    dtype: str,
+    operand_bytes: int | None,
+    chunked: Collection[str],
+) -> bool:
+    """Whether a run tells under these limits, by what it found itself and who is barred."""
+    if NATIVE not in run.records:
+        return False
+    known = {**run.records, **bars}
+    bound = accuracies.bound(limits.accuracy, dtype, _native_error(known.values()))
+    statuses = [(r, _status(r, bound, limits, operand_bytes)) for r in known.values()]
+    if any(status is Status.OK and not r.samples_us for r, status in statuses):
+        return False
+    if all(status is not Status.OVER_MEMORY for _, status in statuses):
+        return True
+    algorithms = {r.algorithm for r in known.values()}
+    return all(name in known or name.partition("(")[0] not in algorithms for name in chunked)
+
+
+def _among(known: Sequence[Record], limits: Limits, dtype: str, source: Source, operand_bytes: int | None) -> Decision:
+    """The winner among one record a candidate, in their order."""
+    base = next(r for r in known if r.candidate == NATIVE)
+    bound = accuracies.bound(limits.accuracy, dtype, _native_error(known))
+    verdicts = [_judge(r, base, bound, limits, operand_bytes) for r in known]
     eligible = [v for v in verdicts if v.status is Status.OK]
     if not eligible:
         found = None
@@ -249,11 +228,11 @@ def _of_run(
     winner, margin, reason = _winner(eligible, base, limits)
     if all(v.record is not base for v in eligible):
         reason = f"{reason}; native is {_state(base, verdicts)}"
-    verdicts = [Verdict(v.record, v.status, v.speedup, reason if v is winner else v.reason) for v in verdicts]
+    verdicts = [replace(v, reason=reason) if v is winner else v for v in verdicts]
     return Decision(winner.record.candidate, source, margin, reason, bound, accurate=True, verdicts=tuple(verdicts))
 
 
-def _native_error(known: Sequence[Record]) -> float | None:
+def _native_error(known: Iterable[Record]) -> float | None:
     """Native's error; where native was left out for its memory or its size, that of native in chunks."""
     natives = sorted((r for r in known if r.algorithm == NATIVE), key=lambda r: r.candidate != NATIVE)
     ran = next((r for r in natives if r.status not in {Status.OVER_MEMORY, Status.NOT_STARTED}), None)
@@ -339,23 +318,30 @@ def needed_bytes(record: Record, operand_bytes: int | None) -> int:
     return record.workspace_bytes or 0
 
 
+def _status(record: Record, bound: float, limits: Limits, operand_bytes: int | None) -> Status:
+    """A record's status under these limits, which may be others than when it was made."""
+    if record.status not in _BY_LIMITS:
+        return record.status
+    if needed_bytes(record, operand_bytes) > limits.memory_bytes:
+        return Status.OVER_MEMORY
+    return Status.INACCURATE if record.error is not None and record.error > bound else Status.OK
+
+
 def _judge(record: Record, base: Record, bound: float, limits: Limits, operand_bytes: int | None) -> Verdict:
     """One record under these limits."""
-    status, reason = record.status, record.detail
-    found = speedup(record, base)
+    status, reason = _status(record, bound, limits, operand_bytes), record.detail
+    found = speedup(record, base) if record.status in _BY_LIMITS else None
     gain = found[0] if found else None
-    # Those two depend on the limits, which may be others than when the record was made.
-    if status in {Status.OK, Status.INACCURATE, Status.OVER_MEMORY}:
-        status, reason = Status.OK, record.detail
+    if status is Status.OVER_MEMORY:
         needed = needed_bytes(record, operand_bytes)
-        if needed > limits.memory_bytes:
-            status = Status.OVER_MEMORY
-            reason = f"needs {_bytes(needed)}, over the limit of {_bytes(limits.memory_bytes)}"
-        elif record.error is not None and record.error > bound:
-            status = Status.INACCURATE
-            reason = f"error {record.error:.1e} is over {bound:.1e}"
-        elif not reason and gain is not None and record is not base:
-            reason = f"{gain:.2f} times as fast as native" if gain >= 1 else f"{1 / gain:.2f} times native's time"
+        reason = f"needs {_bytes(needed)}, over the limit of {_bytes(limits.memory_bytes)}"
+    elif status is Status.INACCURATE:
+        reason = f"error {record.error or 0.0:.1e} is over {bound:.1e}"
+    elif status is Status.OK and not record.samples_us:
+        # Every run told, so none might have timed it: another run's native is what lets it pass now.
+        status, reason = Status.INACCURATE, reason or "no run has timed it"
+    elif status is Status.OK and not reason and gain is not None and record is not base:
+        reason = f"{gain:.2f} times as fast as native" if gain >= 1 else f"{1 / gain:.2f} times native's time"
     return Verdict(record, status, gain, reason)
 
 
@@ -403,3 +389,9 @@ def _state(record: Record, verdicts: Sequence[Verdict]) -> str:
 def _bytes(count: float) -> str:
     unit, name = (1e9, "GB") if count >= 1e8 else (1e6, "MB") if count >= 1e5 else (1e3, "kB")
     return f"{count / unit:.2f} {name}"
+
+
+@functools.lru_cache(1024)
+def _natural(text: str) -> tuple[str | int, ...]:
+    """By which `frames=8` comes before `frames=16`."""
+    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", text))

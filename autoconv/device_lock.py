@@ -18,8 +18,8 @@ _POLL_S = 0.05
 
 
 @contextlib.contextmanager
-def hold(name: str, wait_s: float = 0.0) -> Iterator[bool]:
-    """Hold this user's lock of that name; yields whether it was had within `wait_s`.
+def hold(name: str, wait_s: float = 0.0, poll_s: float = _POLL_S) -> Iterator[bool]:
+    """Hold this user's lock of that name; yields whether it was had within `wait_s`, asking every `poll_s`.
 
     The lock lies in a folder of the user's own beneath the system's temporary folder, and the system lets go of it
     when the process ends, however that happens. Where no such folder can be made, nothing is held and True is
@@ -35,12 +35,12 @@ def hold(name: str, wait_s: float = 0.0) -> Iterator[bool]:
         yield True
         return
     try:
-        yield _acquire(file, wait_s)
+        yield _acquire(file, wait_s, poll_s)
     finally:
         os.close(file)
 
 
-def _acquire(file: int, wait_s: float) -> bool:
+def _acquire(file: int, wait_s: float, poll_s: float) -> bool:
     end = time.monotonic() + wait_s
     while True:
         try:
@@ -48,7 +48,7 @@ def _acquire(file: int, wait_s: float) -> bool:
         except OSError:
             if time.monotonic() >= end:
                 return False
-            time.sleep(_POLL_S)
+            time.sleep(poll_s)
         else:
             return True
 

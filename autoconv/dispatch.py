@@ -1,40 +1,46 @@
 """The dispatcher: which candidate computes a problem, here and now.
 
-It asks, in this order: what this process knows, the user's own database, then by policy the tuner or native. What it
-decides it remembers, so that a shape costs this once.
+It asks, in this order: what this process knows, the user's own database, those that came with the package, then by
+policy the tuner or native. What it decides it remembers, so that a shape costs this once.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from autoconv import _calls, device_lock, environment
 from autoconv import decision as decisions
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, algorithms, candidates, find
-from autoconv.decision import Decision, Limits, Source, choose
+from autoconv.decision import Decision, Source
 from autoconv.environment import Environment
 from autoconv.errors import AccuracyError, ReadOnlyError, StoreError, TuningError
+from autoconv.knowledge import Knowledge, Question, Shipped
 from autoconv.measurer import Benches, Measurer
-from autoconv.problem import Problem
+from autoconv.problem import Kind, Problem
 from autoconv.record import Record
 from autoconv.report.explanation import Explanation
 from autoconv.settings import Policy, Settings
+from autoconv.stall import TOLD_S, StallClock
 from autoconv.store import MemoryStore, Store, default_path, open_store
+from autoconv.store.shipped import open_shipped
 from autoconv.tuning.bench import Clock, DeviceBench
 from autoconv.warn import WarnOnce
 
 MEMORY_SHARE = 0.6
 """Default memory limit, of the device's recommended working set or memory."""
 
-TOLD_S = 0.5
-"""A stall that came to nothing is told of past this."""
+KIN_MARGIN = 0.15
+"""What won in an environment that is kin is taken unmeasured, under `predict`, where it won by more than this."""
+
+DUEL_SHARE = 0.2
+"""Of the budget, for a duel of native with what won in an environment that is kin."""
 
 PAST_INDEX = "an array of it has more than 2^31-1 elements, and there is no doing it in parts; not timed"
 
@@ -60,6 +66,7 @@ class Dispatcher:
         clock: Seconds, for what timing costs.
         born: When the process began, by that clock. Default: now.
         isolated: Whether this process may end without harm to anyone, as a sweep's child may. Default: no.
+        shipped: Opens the databases that came with the package. Default: those that did.
     """
 
     def __init__(
@@ -71,20 +78,19 @@ class Dispatcher:
         clock: Clock = time.perf_counter,
         born: float | None = None,
         isolated: bool = False,
+        shipped: Shipped = open_shipped,
     ) -> None:
         self._algorithms = tuple(algorithms() if registry is None else registry)
-        self._order = {f"{a.name}@{a.version}": i for i, a in enumerate(self._algorithms)}
         self._open_store = stores
         self._clock = clock
-        self._born = clock() if born is None else born
-        self._stalled_s = 0.0
-        self._told = False
+        self._stall = StallClock(clock, born)
         self._counts: Counter[Source] = Counter()
         self._stores: dict[tuple[Path | None, bool], Store] = {}
         self._unkept = MemoryStore()  # what was timed and could not be written; this process still knows it
         self._noted: set[tuple[int, str, Problem]] = set()
         self._warn = WarnOnce()
         self._isolated = isolated
+        self._knowledge = Knowledge(self._algorithms, shipped, self._warn)
         self._measurer = Measurer(self._algorithms, bench=bench, clock=clock, warn=self._warn, isolated=isolated)
         self._lock = threading.RLock()
         self._timing = threading.RLock()
@@ -108,7 +114,7 @@ class Dispatcher:
     def _decide(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
         if settings.policy is Policy.OFF:
             return decisions.native("policy is off")
-        found, why = self.look_up(problem, settings, device), "it is in no database"
+        found, why = self._known(problem, settings, device), "it is in no database"
         if found is not None:
             return found
         if not self._can_be_timed(problem, settings, device):
@@ -116,38 +122,64 @@ class Dispatcher:
         if settings.policy is Policy.RECORD:
             self._note(problem, settings, device)
             why = "noted for `autoconv sweep --pending`"
-        elif settings.policy in {Policy.AUTO, Policy.MEASURE}:
+            return self._without_measurement(problem, settings, device, why)
+        kin = self._of_kin(problem, settings, device)
+        if kin is not None and settings.policy is Policy.AUTO and kin.candidate == decisions.NATIVE:
+            self._note(problem, settings, device)
+            return kin
+        if settings.policy is Policy.PREDICT and kin is not None and (kin.margin or 0.0) > KIN_MARGIN:
+            return kin
+        if settings.policy in {Policy.AUTO, Policy.MEASURE}:
             try:
-                return self._time_in_call(problem, settings, device)
+                return self._time_in_call(problem, settings, device, kin)
             except TuningError as error:
                 why = str(error)
                 self._note(problem, settings, device)
         return self._without_measurement(problem, settings, device, why)
 
     def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
-        """The decision that the database makes under these settings, None where it does not tell. Never times."""
+        """The decision that the user's own database makes under these settings, None where it does not tell."""
         return self.look_up_in(environment.of(device), problem, settings)
 
     def look_up_in(self, where: Environment, problem: Problem, settings: Settings) -> Decision | None:
         """As `look_up`, for an environment that may be another machine's."""
-        found = None
+        question = self._question(problem, settings, where)
+        records: list[Record] = []
         try:
-            records = self.store(settings).records(where.id, problem)
+            records = self.store(settings).records(question.where.id, problem)
         except StoreError as error:
             self._warn("store", str(error))
-        else:
-            found = self._choose(records, problem, settings, where, Source.DATABASE)
+        found = self._knowledge.own(records, question)
         if found is None:
-            records = self._unkept.records(where.id, problem)
-            found = self._choose(records, problem, settings, where, Source.MEASURED)
+            unkept = self._unkept.records(question.where.id, problem)
+            found = self._knowledge.own([*records, *unkept], question, Source.MEASURED) if unkept else None
         return found
 
-    def _look_up_untouched(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
-        """`look_up`, which however begins no database."""
+    def _known(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
+        """The decision of the user's own database, or of one that came with the package. Never times."""
+        found = self.look_up(problem, settings, device)
+        return found or self._knowledge.shipped(self._question(problem, settings, environment.of(device)))
+
+    def _of_kin(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
+        """What won in an environment that is kin to this one; under `predict` only what was verified here."""
+        question = self._question(problem, settings, environment.of(device))
+        found = self._knowledge.of_kin(self.store(settings), question)
+        if (
+            found is not None
+            and settings.policy is Policy.PREDICT
+            and not self._knowledge.is_qualified(found, question)
+        ):
+            return None
+        return found
+
+    def _known_untouched(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
+        """`_known`, which however begins no database."""
         known = (settings.database, settings.readonly) in self._stores
         if not known and self._open_store is _open and not (settings.database or default_path()).exists():
-            return None
-        return self.look_up(problem, settings, device)
+            return self._knowledge.shipped(
+                self._question(problem, settings, environment.of(device), store=MemoryStore())
+            )
+        return self._known(problem, settings, device)
 
     def tune(self, problem: Problem, settings: Settings, device: mx.Device, *, anew: bool = True) -> Decision:
         """Time a problem now.
@@ -191,7 +223,7 @@ class Dispatcher:
         if found is None:
             found = decisions.native("policy is off") if settings.policy is Policy.OFF else None
         if found is None:
-            found = self._look_up_untouched(problem, settings, device) or self._without_measurement(
+            found = self._known_untouched(problem, settings, device) or self._without_measurement(
                 problem, settings, device, "it is in no database"
             )
         memory_bytes = self._memory_bytes(settings, where)
@@ -200,48 +232,46 @@ class Dispatcher:
 
     # Timing
 
-    def _time_in_call(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
-        """Time a problem inside a user's call, within the stall cap where the policy has one."""
+    def _time_in_call(self, problem: Problem, settings: Settings, device: mx.Device, kin: Decision | None) -> Decision:
+        """Time a problem inside a user's call, within the stall cap where the policy has one.
+
+        Of all candidates, or where kin name one, that one and native: a duel, and the problem is noted for a sweep.
+        """
+        challenger = kin.candidate if kin is not None and kin.candidate != decisions.NATIVE else None
         capped = settings.policy is Policy.AUTO
         if not self._timing.acquire(blocking=not capped):
             msg = "another thread is timing"
             raise TuningError(msg)
         start = self._clock()
         try:
-            left = self._stall_left(settings) if capped else math.inf
+            left = self._stall.left_s(settings) if capped else math.inf
             if left <= 0:
-                msg = f"timing has taken {self._stalled_s:.1f} s of this process already"
+                msg = f"timing has taken {self._stall.seconds:.1f} s of this process already"
                 raise TuningError(msg)
             wait_s = 0.0 if capped else WAIT_S
-            found = self._measure(problem, settings, device, limit_s=left, wait_s=wait_s, strict=False, anew=False)
+            found = self._measure(
+                problem,
+                settings,
+                device,
+                limit_s=left,
+                wait_s=wait_s,
+                strict=False,
+                anew=False,
+                challenger=challenger,
+            )
+            if challenger is not None:
+                self._note(problem, settings, device)
             if found.source is Source.MEASURED:
-                self._tell_once("timed 1 conv3d shape", self._clock() - start, settings)
+                self._stall.tell_once("timed 1 conv3d shape", self._clock() - start, settings)
             return found
         except TuningError:
             if self._clock() - start > TOLD_S:
-                self._tell_once("took a first look at this device", self._clock() - start, settings)
+                self._stall.tell_once("took a first look at this device", self._clock() - start, settings)
             raise
         finally:
             if capped:
-                self._stalled_s += self._clock() - start
+                self._stall.seconds += self._clock() - start
             self._timing.release()
-
-    def _stall_left(self, settings: Settings) -> float:
-        age = self._clock() - self._born
-        return settings.stall.seconds + settings.stall.share * age - self._stalled_s
-
-    def _tell_once(self, what: str, seconds: float, settings: Settings) -> None:
-        """One line about the first stall, which a user may wonder about."""
-        if self._told:
-            return
-        self._told = True
-        stall, capped = settings.stall, settings.policy is Policy.AUTO
-        most = f", {stall.seconds:g} s + {stall.share * 100:g}% of run time at most" if capped else ""
-        print(
-            f"autoconv: {what} in {seconds:.1f} s; each new shape is timed once{most}; "
-            "AUTOCONV_POLICY=record defers that to `autoconv sweep --pending`",
-            file=sys.stderr,
-        )
 
     def _measure(
         self,
@@ -253,8 +283,12 @@ class Dispatcher:
         wait_s: float,
         strict: bool,
         anew: bool,
+        challenger: str | None = None,
     ) -> Decision:
-        """Time a problem and keep its records; `anew` even if it is known, with `strict` a store that fails raises."""
+        """Time a problem and keep its records; `anew` even if it is known, with `strict` a store that fails raises.
+
+        With a challenger it and native alone are timed.
+        """
         where = environment.of(device)
         if not self._can_be_timed(problem, settings, device):
             raise TuningError(PAST_INDEX)
@@ -270,21 +304,32 @@ class Dispatcher:
                 found = self.look_up(problem, settings, device)
                 if found is not None:
                     return found
+            start = self._clock()
+            self._measurer.qualify(problem, device, store, limit_s=limit_s, strict=strict)
+            if not anew:  # what was imported runs once its algorithm is known to be right here
+                found = self.look_up(problem, settings, device)
+                if found is not None:
+                    return found
             records = self._measurer.measure(
                 problem,
                 settings,
                 device,
                 store,
                 memory_bytes=self._memory_bytes(settings, where),
-                limit_s=limit_s,
+                limit_s=limit_s - (self._clock() - start),
                 strict=strict,
+                only=(decisions.NATIVE, challenger) if challenger else None,
+                budget_share=DUEL_SHARE if challenger else 1.0,
             )
             self._keep(store, problem, records, strict=strict)
-        found = self._choose(records, problem, settings, where, Source.MEASURED)
+        # Of all that is known by now, as the next process will; of this run alone where that cannot be read.
+        found = self.look_up(problem, settings, device) or self._knowledge.choose(
+            records, self._question(problem, settings, environment.of(device)), Source.MEASURED
+        )
         if found is None:
             msg = "its measurement does not tell under these settings"
             raise TuningError(msg)
-        return found
+        return replace(found, source=Source.MEASURED)
 
     # What decisions rest on
 
@@ -298,30 +343,19 @@ class Dispatcher:
         found = self._candidates(problem, settings, environment.of(device)) if not problem.addressable else ()
         return problem.addressable or any(candidate.chunks for candidate in found)
 
-    def _choose(
-        self, records: Sequence[Record], problem: Problem, settings: Settings, where: Environment, source: Source
-    ) -> Decision | None:
-        known = self._measurer.qualification(self.store(settings), where)
-        limits = Limits(
-            accuracy=settings.accuracy,
-            memory_bytes=self._memory_bytes(settings, where),
-            noise=known.noise if known else 0.0,
+    def _question(
+        self, problem: Problem, settings: Settings, where: Environment, store: Store | None = None
+    ) -> Question:
+        """What databases are asked, the user's own among them by default."""
+        own = self.store(settings) if store is None else store
+        return Question(
+            problem,
+            where,
+            settings.accuracy,
+            self._memory_bytes(settings, where),
+            may_time=settings.policy is not Policy.PREDICT,
+            passed=self._measurer.qualification(own, where, gradients=problem.kind is not Kind.FORWARD),
         )
-        # Where nothing may be timed, a run without the candidates in chunks tells as well.
-        may_time = settings.policy is not Policy.PREDICT
-        offered = self._candidates(problem, settings, where) if may_time else ()
-        found = choose(
-            records,
-            limits,
-            problem.dtype,
-            self._order,
-            source,
-            operand_bytes=problem.bytes,
-            chunked=[c.name for c in offered if c.chunks],
-        )
-        if found is None or find(found.candidate, problem, where.backend, self._algorithms) is None:
-            return None
-        return found
 
     def _memory_bytes(self, settings: Settings, where: Environment) -> float:
         if settings.memory_limit is not None:
@@ -392,6 +426,7 @@ class Dispatcher:
             for store in self._stores.values():
                 store.close()
             self._stores.clear()
+            self._knowledge.close()
 
 
 def dispatcher() -> Dispatcher:

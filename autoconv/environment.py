@@ -6,7 +6,6 @@ import ctypes
 import functools
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoconv._backend import mx
+from autoconv.record import environment_id
 
 MLX_VARIABLES = {
     "MLX_ENABLE_TF32": "1",
@@ -54,8 +54,7 @@ class Environment:
     @functools.cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits of the identity's SHA-256; another identity has another id."""
-        text = json.dumps(dict(self.identity), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return environment_id(self.identity)
 
     @functools.cached_property
     def lock_name(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -64,6 +64,7 @@ class Measurer:
         self._qualifications: dict[str, Qualification] = {}
         self._qualifiers: dict[str, Qualifier] = {}
         self._lost: set[str] = set()
+        self._described: set[tuple[Store, str]] = set()
 
     def measure(
         self,
@@ -75,6 +76,8 @@ class Measurer:
         memory_bytes: float,
         limit_s: float,
         strict: bool,
+        only: Collection[str] | None = None,
+        budget_share: float = 1.0,
     ) -> list[Record]:
         """The records of every candidate of a problem; they are not kept yet. The caller holds the device's lock.
 
@@ -88,29 +91,24 @@ class Measurer:
             strict: Whether a store that fails raises `StoreError`; else it costs a warning, or the measurement where
                 no note can be left. Only with it, outside users' calls, are peaks of memory measured, which resets
                 MLX's counter.
+            only: Names of the candidates to time. Default: all.
+            budget_share: Of the settings' budget.
 
         Raises:
             TuningError: the problem cannot be measured now.
         """
         where = environment.of(device)
-        if where.id in self._lost:
-            msg = "the device stopped answering rightly earlier in this process"
-            raise TuningError(msg)
         start = self._clock()
-        if not store.readonly:
-            with self._warn.tolerating(strict=strict):
-                store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
+        qualification = self.qualify(problem, device, store, limit_s=limit_s, strict=strict)
         with self._reasons(where, strict=strict):
-            qualification = self._qualify(store, where, device, limit_s, strict=strict)
-            if problem.kind is not Kind.FORWARD:
-                left_s = limit_s - (self._clock() - start)
-                qualification = self._qualify(store, where, device, left_s, strict=strict, forward=qualification)
             found = candidates(problem, where.backend, self._algorithms, memory_bytes)
+            if only is not None:
+                found = tuple(candidate for candidate in found if candidate.name in only)
             room = _room(problem, where, found, memory_bytes)
             plan = Plan(
                 accuracy=settings.accuracy,
                 memory_bytes=memory_bytes,
-                budget_s=settings.budget_ms / 1e3,
+                budget_s=budget_share * settings.budget_ms / 1e3,
                 limit_s=limit_s - (self._clock() - start),
                 ceilings=qualification.ceilings,
                 barred=qualification.barred,
@@ -120,6 +118,30 @@ class Measurer:
                 isolated=self._isolated,
             )
             return self._tune(problem, device, store, found, plan, room)
+
+    def qualify(
+        self, problem: Problem, device: mx.Device, store: Store, *, limit_s: float, strict: bool
+    ) -> Qualification:
+        """What the device's first run found out that counts for a problem; runs it where it has not been.
+
+        Raises:
+            TuningError: the device cannot be qualified now.
+        """
+        where = environment.of(device)
+        if where.id in self._lost:
+            msg = "the device stopped answering rightly earlier in this process"
+            raise TuningError(msg)
+        start = self._clock()
+        if not store.readonly and (store, where.id) not in self._described:
+            with self._warn.tolerating(strict=strict):
+                store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
+                self._described.add((store, where.id))
+        with self._reasons(where, strict=strict):
+            found = self._qualify(store, where, device, limit_s, strict=strict)
+            if problem.kind is Kind.FORWARD:
+                return found
+            left_s = limit_s - (self._clock() - start)
+            return self._qualify(store, where, device, left_s, strict=strict, forward=found)
 
     def qualification(self, store: Store, where: Environment, *, gradients: bool = False) -> Qualification | None:
         """What is known of a device from its first run, of convolutions or of gradients; None before that."""

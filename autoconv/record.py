@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 MAX_DETAIL = 500
 """Longest `detail` that is kept, in characters."""
+
+
+def environment_id(identity: Mapping[str, object]) -> str:
+    """Sixteen hexadecimal digits of an identity's SHA-256, by which records name their environment."""
+    text = json.dumps(dict(identity), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Status(StrEnum):
@@ -53,6 +62,8 @@ class Record:
         run: Identifier of the tuner's run: only times of one run were taken side by side.
         created: Seconds since the epoch.
         library: Version of autoconv that made the record.
+        origin: Empty for what was measured here; for what was imported the first twelve hexadecimal digits of the
+            file's SHA-256.
     """
 
     problem: str
@@ -69,6 +80,7 @@ class Record:
     run: str = ""
     created: float = 0.0
     library: str = ""
+    origin: str = ""
 
     @property
     def candidate(self) -> str:

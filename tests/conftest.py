@@ -15,7 +15,7 @@ import autoconv
 from autoconv import _calls, dispatch, environment
 from autoconv import settings as _settings
 from autoconv.algorithms import algorithms
-from autoconv.store import open_store
+from autoconv.store import open_store, shipped
 from autoconv.tuning.qualification import Qualifier
 
 settings.register_profile("autoconv", deadline=None, derandomize=True, print_blob=True)
@@ -35,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks of devices that no other run of the tests holds."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No database that came with the package, which may know the machine that runs the tests."""
+    monkeypatch.setattr(shipped, "shipped_files", list)
 
 
 @pytest.fixture(autouse=True)

@@ -183,6 +183,46 @@ def test_a_sweep_names_file_line_and_column_and_leaves_the_database(tmp_path: Pa
     assert not database.exists()
 
 
+@pytest.mark.usefixtures("qualified")
+def test_a_sweep_of_random_layers_times_as_many_in_the_dtypes_asked_for() -> None:
+    asked = ["sweep", "--random", "3", "--seed", "5", "--max-gflop", "0.012", "--dtype", "float16", "--json"]
+    found = json.loads(run(*asked).stdout)
+    assert found["summary"]["problems"] == 3
+    assert {o["problem"].split()[1] for o in found["outcomes"]} == {"float16"}
+    assert 0 < found["seconds"]["in_candidates"] < found["seconds"]["total"]
+    assert found["seconds"]["children"] == 1
+    again = json.loads(run(*asked).stdout)
+    assert again["summary"]["endings"] == {"known": 3}
+    assert again["seconds"]["children"] == 0
+    assert [o["problem"] for o in again["outcomes"]] == [o["problem"] for o in found["outcomes"]]
+
+
+@pytest.mark.usefixtures("qualified")
+def test_a_sweep_without_time_begins_nothing_and_says_how_to_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(HEADER + ROW)
+    found = run("sweep", str(path), "--time-limit", "0.000001s")
+    assert found.exit_code == 0
+    assert "its time was up after 0 of 1; the same command goes on from there" in found.stderr
+    for wrong in ("soon", "0", "-3m", "3d"):
+        assert run("sweep", str(path), "--time-limit", wrong).exit_code == 2
+
+
+@pytest.mark.usefixtures("qualified")
+def test_a_sweep_that_refreshes_times_what_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(HEADER + ROW)
+    for options in ([], ["--refresh"]):
+        found = json.loads(run("sweep", str(path), "--json", *options).stdout)
+        assert found["summary"]["endings"] == {"timed": 1}
+    database = settings.current().database
+    assert database is not None
+    store = open_store(database)
+    records = store.records(environment.of(mx.default_device()).id, PROBLEM)
+    store.close()
+    assert len({r.run for r in records}) == 2
+
+
 def test_a_sweep_of_nothing_names_what_there_is() -> None:
     found = run("sweep")
     assert found.exit_code == 2
@@ -275,3 +315,64 @@ def test_a_sweep_of_nothing_that_is_small_enough_says_so(tmp_path: Path) -> None
     assert found.exit_code == 0
     assert found.output == "nothing to time\n"
     assert run("sweep", str(path), "--max-gflop", "nan").exit_code == 2
+
+
+def test_what_one_database_exports_another_imports_once(database: Path, tmp_path: Path) -> None:
+    out, into = tmp_path / "out.jsonl", tmp_path / "into.db"
+    found = run("export", str(out), "--database", str(database))
+    assert (found.exit_code, found.output) == (0, f"{out}: 2 records of 1 environments\n")
+    first, second = (run("import", str(out), "--database", str(into), "--json") for _ in range(2))
+    assert first.exit_code == second.exit_code == 0, first.output
+    counts = [(report["added"], report["known"]) for found in (first, second) for report in json.loads(found.stdout)]
+    assert counts == [(2, 0), (0, 2)]
+    shown = run("explain", *SHAPES, "--database", str(into))
+    assert "depth_concat(edges=split)" in shown.output
+
+
+def test_an_export_may_hold_a_network_s_convolutions_alone(database: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text(HEADER + ROW)
+    for network, code in ((str(tmp_path / "mine.csv"), 0), ("wan21", 1)):
+        out = tmp_path / f"{code}.csv"
+        found = run("export", str(out), "--network", network, "--database", str(database))
+        assert found.exit_code == code, found.output
+        assert out.read_text().count(PROBLEM.key) == (0 if code else 2)
+    assert "nothing in" in found.stderr
+
+
+def test_an_export_knows_the_networks_in_workloads_by_name(database: Path, tmp_path: Path) -> None:
+    from autoconv.sweep import packaged_workloads, read_workload
+
+    layer = next(iter(read_workload(packaged_workloads()["wan21"])))
+    store = open_store(database)
+    where = next(iter(store.environments()))
+    store.add(layer.problem, [Record(layer.problem.key, where, "native", 1, "", Status.OK, (1.0,))])
+    store.close()
+    out = tmp_path / "out.jsonl"
+    found = run("export", str(out), "--network", layer.network.upper(), "--database", str(database))
+    assert (found.exit_code, found.output) == (0, f"{out}: 1 records of 1 environments\n")
+    unknown = run("export", str(tmp_path / "no.jsonl"), "--network", "no-such-network", "--database", str(database))
+    assert unknown.exit_code == 1
+    assert "wan21" in unknown.stderr
+    assert len(unknown.stderr.splitlines()) == 1
+
+
+def test_an_export_replaces_a_file_only_when_forced(database: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.db"
+    out.write_text("precious")
+    found = run("export", str(out), "--database", str(database))
+    assert (found.exit_code, len(found.stderr.splitlines())) == (1, 1)
+    assert out.read_text() == "precious"
+    assert run("export", str(out), "--database", str(database), "--force").exit_code == 0
+
+
+def test_an_import_tells_what_it_refused_and_takes_the_rest(database: Path, tmp_path: Path) -> None:
+    good, bad, into = tmp_path / "good.jsonl", tmp_path / "bad.db", tmp_path / "into.db"
+    run("export", str(good), "--database", str(database))
+    good.write_text(good.read_text() + "no json\n")
+    bad.write_bytes(b"this is no database" * 100)
+    found = run("import", str(bad), str(good), "--database", str(into))
+    assert found.exit_code == 1
+    assert found.stdout.startswith(f"{good}: 2 records added, 0 known already")
+    assert f"Error: {bad} is no SQLite database" in found.stderr
+    assert f"{good}: 1 rows refused: no JSON, first line 6" in found.stderr
+    assert len(found.stderr.splitlines()) == 2

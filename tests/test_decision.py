@@ -15,8 +15,10 @@ from replay import replayed
 
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, Convolution, algorithms, candidates
-from autoconv.decision import Decision, Limits, Source, _rank, choose, ratio, runs, speedup
+from autoconv.decision import Decision, Limits, Source, choose
+from autoconv.pooling import runs, speedup
 from autoconv.problem import Problem
+from autoconv.rank_sum import _rank, ratio
 from autoconv.record import Record, Status
 from autoconv.tuning.bench import DeviceBench
 from autoconv.tuning.tuner import Plan, tune
@@ -434,26 +436,36 @@ def test_runs_under_two_limits_live_side_by_side(records: list[Record]) -> None:
     assert decided(records, TIGHT, CHUNKED) == "a(frames=1)"
 
 
-def test_of_runs_that_tell_the_newest_decides() -> None:
-    newer = under("newer", record("native", 1.0), record("a", 5.0))
-    assert decided([*OPEN, *newer], LOOSE) == "native"
-    assert decided([*OPEN, *newer, *CUT], LOOSE) == "native"
+def test_a_run_that_does_not_tell_under_these_limits_is_not_in_the_pool() -> None:
+    slower = under("slower", record("native", 10.0), record("a", 100.0))
+    assert decided([*OPEN, *slower], LOOSE) == "native"
+    assert decided([*OPEN, *under("slower", *slower[:1], failed("a", Status.OVER_MEMORY))], LOOSE) == "a"
+    assert decided([*OPEN, *slower, *CUT], TIGHT, CHUNKED) == decided(CUT, TIGHT, CHUNKED)
 
 
 def test_chunks_of_an_algorithm_that_the_run_has_not_are_not_asked_for() -> None:
     assert decided(CUT, TIGHT, (*CHUNKED, "c(frames=4)")) == "a(frames=1)"
 
 
-def test_what_ended_a_process_later_is_not_taken_from_an_older_run() -> None:
-    assert decided([*OPEN, *under("newer", failed("a", Status.CRASHED))], LOOSE) == "native"
-    assert decided([*under("older", failed("a", Status.CRASHED)), *OPEN], LOOSE) == "a"
+def at(created: float, *records: Record) -> list[Record]:
+    """The records as a run that was then."""
+    return [replace(r, created=created, run=str(created)) for r in records]
+
+
+@pytest.mark.parametrize("other_way_round", [False, True])
+def test_what_ended_a_process_later_is_not_taken_from_an_older_run(other_way_round: bool) -> None:
+    for crashed, winner in ((1.0, "a"), (2.0, "native"), (3.0, "native")):
+        rows = [*at(2.0, *OPEN), *at(crashed, failed("a", Status.CRASHED))]
+        assert decided(rows[::-1] if other_way_round else rows, LOOSE) == winner
 
 
 @given(st.permutations(range(3)))
-def test_each_run_comes_once_the_newest_first(places: Sequence[int]) -> None:
-    names = [str(place) for place in places]
-    rows = [r for name in names for r in under(name, record("native", 1.0), record("a", 2.0))]
-    assert [{r.run for r in run} for run in runs(rows)] == [{name} for name in reversed(names)]
+def test_each_run_comes_once_the_earliest_first(places: Sequence[int]) -> None:
+    rows = [r for place in places for r in at(float(place), record("native", 1.0), record("a", 2.0))]
+    found = runs(rows)
+    assert [run.name for run in found] == ["0.0", "1.0", "2.0"]
+    assert [{r.run for r in run.records.values()} for run in found] == [{"0.0"}, {"1.0"}, {"2.0"}]
+    assert [list(run.records) for run in found] == [["native", "a"]] * 3
 
 
 # Which records count
@@ -467,27 +479,27 @@ def test_records_without_native_tell_nothing() -> None:
     assert choose([record("a", 1.0)], Limits(), "float32", ORDER) is None
 
 
-def test_only_the_newest_run_counts() -> None:
-    old = [record("native", 10.0), record("a", 5.0), record("b", 1.0)]
-    new = [record("native", 5.0, run="second"), record("a", 10.0, run="second")]
+def test_the_newest_run_counts_no_more_than_any_other() -> None:
+    old = at(1.0, record("native", 10.0), record("a", 5.0), record("b", 1.0))
+    new = at(2.0, record("native", 5.0), record("a", 10.0))
     assert pick(*old).candidate == "b"
     found = pick(*old, *new)
-    assert found.candidate == "native"
-    assert [v.record.candidate for v in found.verdicts] == ["native", "a"]
+    assert found.candidate == "b"
+    assert [v.record.candidate for v in found.verdicts] == ["native", "a", "b"]
 
 
 def test_what_ended_a_process_is_remembered_beyond_its_run() -> None:
     crashed = failed("a", Status.CRASHED)
-    old = [record("native", 10.0), crashed, record("b", 1.0)]
+    old = [crashed, record("b", 1.0)]  # which does not tell
     new = [record("native", 10.0, run="second"), record("c", 5.0, run="second")]
-    assert crashed in next(runs([*old, *new]))
     found = pick(*old, *new)
     assert found.candidate == "c"
     assert state_of(found, "a") is Status.CRASHED
+    assert next(v.record for v in found.verdicts if v.record.candidate == "a") is crashed
 
 
 def test_what_is_measured_again_after_a_crash_counts_again() -> None:
-    found = pick(failed("a", Status.CRASHED), record("native", 10.0, run="second"), record("a", 5.0, run="second"))
+    found = pick(*at(1.0, failed("a", Status.CRASHED)), *at(2.0, record("native", 10.0), record("a", 5.0)))
     assert found.candidate == "a"
 
 
@@ -622,12 +634,12 @@ def test_where_nothing_differs_the_bound_claims_a_gain_in_one_case_of_twenty_at_
         total += 1
         claims += ratio(base, other)[1] > 1
         below = sum(b < o for b in base for o in other)  # that many of the sorted ratios are under 1
-        one_rank_more += below <= _rank(first, second) + 1
-    if _rank(first, second) > 0 or math.comb(first + second, first) >= 20:
+        one_rank_more += below <= _rank(((first, second),)) + 1
+    if _rank(((first, second),)) > 0 or math.comb(first + second, first) >= 20:
         assert claims <= total / 20
-        assert one_rank_more > total / 20 or _rank(first, second) + 1 == first * second
+        assert one_rank_more > total / 20 or _rank(((first, second),)) + 1 == first * second
     else:  # too few for any such bound: the smallest ratio is the best there is
-        assert _rank(first, second) == 0
+        assert _rank(((first, second),)) == 0
 
 
 @given(samples, samples)

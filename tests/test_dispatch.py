@@ -618,6 +618,25 @@ def test_tune_times_what_is_known_already() -> None:
     assert dispatcher_over(store).decide(PROBLEM, asked(), CPU).candidate == "b"
 
 
+def test_what_is_timed_again_is_decided_by_both_runs_here_and_in_the_next_process(store: Store) -> None:
+    measure(store, PROBLEM, table={**A_WINS, "a": Run((9 * MS,)), "b": Run((6 * MS,))})
+    benches = Benches({**A_WINS, "b": Run((6 * MS,))})
+    found = dispatcher_over(store, benches).tune(PROBLEM, asked(), CPU)
+    assert benches.problems == [PROBLEM]
+    assert (found.candidate, found.source) == ("native", Source.MEASURED)  # of the second run alone it would be `a`
+    later = dispatcher_over(store).decide(PROBLEM, asked(), CPU)
+    assert (later.candidate, later.margin, later.reason) == (found.candidate, found.margin, found.reason)
+    assert "2 runs" in str(dispatcher_over(store).explanation(PROBLEM, asked(), CPU))
+
+
+def test_what_cannot_be_read_again_is_decided_by_its_own_run() -> None:
+    made = dispatcher_over(Failing("records"), Benches(A_WINS))
+    with pytest.warns(AutoconvWarning, match="disk I/O error") as caught:
+        found = made.decide(PROBLEM, asked("measure"), CPU)
+    assert len(caught) == 1
+    assert (found.candidate, found.source) == ("a", Source.MEASURED)
+
+
 LOSSY: dict[str, Run | Exception] = {"native": Run((9 * MS,), 5e-2), "a": Run((5 * MS,), 4e-2), "b": Run((MS,), 6e-2)}
 
 

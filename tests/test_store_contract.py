@@ -23,6 +23,17 @@ from autoconv.store import MemoryStore, Qualification, Store, open_store
 PROBLEMS = [Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2, 3)]
 ENVIRONMENTS = ["metal-m3", "cuda-h100", "env with spaces, quotes ' and ünïcode"]
 
+READS = {
+    "environments",
+    "records",
+    "problems",
+    "all_records",
+    "unended",
+    "pending",
+    "qualification",
+    "qualifications",
+}
+
 
 class Reopened:
     """A file that every call opens anew: what is read has been through the disk, and through a read-only store."""
@@ -36,11 +47,10 @@ class Reopened:
         return False
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        readonly = name in {"environments", "records", "problems", "unended", "pending", "qualification"}
-
         def call(*arguments: object) -> Any:
-            with closing(open_store(self._file, readonly=readonly)) as store:
-                return getattr(store, name)(*arguments)
+            with closing(open_store(self._file, readonly=name in READS)) as store:
+                found = getattr(store, name)(*arguments)
+                return list(found) if name == "all_records" else found
 
         return call
 
@@ -92,6 +102,7 @@ results = st.builds(
     run=st.text(),
     created=numbers,
     library=st.text(),
+    origin=st.just("") | st.text(),
 )
 
 
@@ -160,6 +171,43 @@ def test_problems_are_listed_in_the_order_of_their_first_record(store: Store) ->
         store.add(PROBLEMS[index], [result(PROBLEMS[index])])
     assert store.problems(ENVIRONMENTS[0]) == [PROBLEMS[2], PROBLEMS[0], PROBLEMS[1]]
     assert store.problems(ENVIRONMENTS[1]) == []
+
+
+def test_all_records_are_those_of_each_problem_in_each_environment(store: Store) -> None:
+    store.note(ENVIRONMENTS[1], PROBLEMS[2])
+    for index, place in [(0, 0), (1, 0), (0, 1), (2, 1), (0, 0)]:
+        store.add(PROBLEMS[index], [result(PROBLEMS[index], ENVIRONMENTS[place], version=v) for v in (1, 2)])
+    everything = [(problem, environment) for environment in (ENVIRONMENTS[1], ENVIRONMENTS[0]) for problem in PROBLEMS]
+    order = [(p, e) for p, e in everything if p in store.problems(e)]
+    order.sort(key=lambda pair: (pair[1] != ENVIRONMENTS[1], pair[0] != PROBLEMS[2]))
+    assert list(store.all_records()) == [(p, store.records(e, p)) for p, e in order]
+    for environment in (*ENVIRONMENTS[:2], "unknown"):
+        expected = [(p, store.records(e, p)) for p, e in order if e == environment]
+        assert list(store.all_records(environment)) == expected
+
+
+def test_what_is_added_while_all_records_are_read_does_no_harm(store: Store) -> None:
+    for problem in PROBLEMS:
+        store.add(problem, [result(problem)])
+    seen = []
+    for problem, records in store.all_records():
+        store.add(problem, [result(problem, run="later")])
+        seen.append((problem, records[0]))
+    assert seen == [(problem, result(problem)) for problem in PROBLEMS]
+
+
+def test_records_keep_where_they_came_from(store: Store) -> None:
+    added = [result(PROBLEMS[0], run="r", origin=origin) for origin in ("", "0123456789ab", "", "ba9876543210")]
+    store.add(PROBLEMS[0], added[:2])
+    store.add(PROBLEMS[0], added[2:])
+    assert store.records(ENVIRONMENTS[0], PROBLEMS[0]) == added
+
+
+def test_a_run_that_goes_on_after_another_keeps_the_order_of_the_calls(store: Store) -> None:
+    added = [result(PROBLEMS[0], run=run, version=version) for version, run in enumerate("abab")]
+    for record in added:
+        store.add(PROBLEMS[0], [record])
+    assert store.records(ENVIRONMENTS[0], PROBLEMS[0]) == added
 
 
 def test_adding_no_records_changes_nothing(store: Store) -> None:
@@ -283,6 +331,19 @@ def test_qualifications_come_back_equal_and_the_last_counts(kind: str, first: Qu
         assert store.qualification(first.environment, first.fingerprint) == again
 
 
+def test_only_its_own_qualification_counts_and_imported_ones_are_kept(store: Store) -> None:
+    imported = [Qualification("a", "native=1", noise=0.1, origin=origin) for origin in ("0123456789ab", "b" * 12)]
+    for qualification in imported:
+        store.qualify(qualification)
+    assert store.qualification("a", "native=1") is None
+    own = Qualification("a", "native=1", noise=0.2)
+    store.qualify(own)
+    again = Qualification("a", "native=1", noise=0.3, origin="0123456789ab")
+    store.qualify(again)
+    assert store.qualification("a", "native=1") == own
+    assert store.qualifications() == [imported[1], own, again]
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -304,6 +365,7 @@ CALLS: dict[str, Callable[[Store], object]] = {
     "add": lambda store: store.add(PROBLEMS[0], [result(PROBLEMS[0])]),
     "records": lambda store: store.records("a", PROBLEMS[0]),
     "problems": lambda store: store.problems("a"),
+    "all_records": lambda store: list(store.all_records()),
     "begin": lambda store: store.begin("a", PROBLEMS[0], "native"),
     "end": lambda store: store.end("a", PROBLEMS[0], "native"),
     "unended": lambda store: store.unended("a", PROBLEMS[0]),
@@ -312,6 +374,7 @@ CALLS: dict[str, Callable[[Store], object]] = {
     "forget": lambda store: store.forget("a", PROBLEMS),
     "qualify": lambda store: store.qualify(Qualification("a", "native=1")),
     "qualification": lambda store: store.qualification("a", "native=1"),
+    "qualifications": lambda store: store.qualifications(),
 }
 
 
@@ -406,6 +469,7 @@ class Agreement(RuleBasedStateMachine):
         """Compare all that can be asked, once a run, since reading changes nothing."""
         with self.folder, closing(self.file):
             assert self.file.environments() == self.memory.environments()
+            assert list(self.file.all_records()) == list(self.memory.all_records())
             for environment in ENVIRONMENTS:
                 assert self.file.problems(environment) == self.memory.problems(environment)
                 assert self.file.pending(environment) == self.memory.pending(environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import resource
@@ -24,7 +25,7 @@ import pytest
 from autoconv.errors import ReadOnlyError, SchemaError, StoreError
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.store import Qualification, Store, connection, migrations, open_store
+from autoconv.store import Qualification, Store, connection, migrations, open_store, tables
 from autoconv.store.migrations import migrations as steps
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,11 +147,12 @@ def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["with space.db", "a?mode=ro.db", "a#b%20c.db", "ünïcode.db"])
 def test_any_name_will_do(tmp_path: Path, name: str) -> None:
-    with closing(open_store(tmp_path / name)) as store:
+    file = tmp_path / "folder" / name
+    with closing(open_store(file)) as store:
         store.add(PROBLEM, [result("kept")])
-    assert runs(tmp_path / name, readonly=True) == ["kept"]
-    assert {path.name for path in tmp_path.iterdir()} >= {name}
-    assert all(path.name.startswith(name) for path in tmp_path.iterdir())
+    assert runs(file, readonly=True) == ["kept"]
+    assert {path.name for path in file.parent.iterdir()} >= {name}
+    assert all(path.name.startswith(name) for path in file.parent.iterdir())
 
 
 def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,15 +209,36 @@ def test_every_table_is_strict(file: Path) -> None:
     with raw(file) as connected:
         tables = connected.execute("SELECT name, strict FROM pragma_table_list WHERE name NOT LIKE '%sqlite%'")
         strict = dict(tables.fetchall())
-    names = ["environments", "notes", "pending", "problems", "qualifications", "records"]
+    assert strict.pop("results") == 0  # a view
+    names = [
+        "candidates",
+        "environments",
+        "notes",
+        "origins",
+        "pending",
+        "problems",
+        "qualifications",
+        "records",
+        "runs",
+    ]
     assert strict == dict.fromkeys(names, 1)
 
 
 def test_a_look_up_goes_by_the_index(file: Path) -> None:
-    query = "EXPLAIN QUERY PLAN SELECT * FROM records WHERE environment = ? AND problem = ? ORDER BY id"
     with raw(file) as connected:
-        plan = connected.execute(query, ("env", PROBLEM.key)).fetchall()
-    assert [step[3] for step in plan] == ["SEARCH records USING INDEX records_by_problem (environment=? AND problem=?)"]
+        plan = connected.execute(f"EXPLAIN QUERY PLAN {tables._RECORDS}", ("env", PROBLEM.key)).fetchall()
+    steps = [step[3] for step in plan]
+    assert steps[0] == "SEARCH runs USING INDEX runs_by_problem (environment=? AND problem=?)"
+    assert "SEARCH records USING PRIMARY KEY (run=?)" in steps
+    assert not [step for step in steps if "SCAN" in step or "TEMP B-TREE" in step]
+
+
+def test_pages_of_all_records_go_by_the_index(file: Path) -> None:
+    with raw(file) as connected:
+        for query, values in ((tables._GROUPS, (0, 0, 1, 1)), (tables._RECORDS_OF_GROUPS, (0, 0, 1, 1))):
+            steps = [step[3] for step in connected.execute(f"EXPLAIN QUERY PLAN {query}", values)]
+            assert "(environment,problem)>(?,?)" in steps[0]
+            assert not [step for step in steps if "SCAN" in step or "TEMP B-TREE" in step]
 
 
 def test_a_database_of_today_is_not_migrated_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,9 +251,11 @@ def test_a_migration_that_fails_leaves_the_file_to_be_tried_again(
 ) -> None:
     file = tmp_path / "autoconv.db"
     with monkeypatch.context() as patch:
-        patch.setattr(migrations, "_MEASUREMENTS", (*migrations._MEASUREMENTS, "CREATE TABLE records (id)"))
+        patch.setattr(migrations, "_NUMBERS", (*migrations._NUMBERS, "CREATE TABLE records (id)"))
         with pytest.raises(StoreError, match="table records already exists"):
             open_store(file)
+        with raw(file) as connected:
+            assert connected.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
     with closing(open_store(file)) as store:
         store.add(PROBLEM, [result("kept")])
     assert runs(file) == ["kept"]
@@ -326,6 +351,19 @@ def test_a_readonly_store_sees_what_others_add(file: Path) -> None:
         for run in "ab":
             writer.add(PROBLEM, [result(run)])
             assert [record.run for record in reader.records("env", PROBLEM)][-1] == run
+
+
+def test_an_immutable_file_is_read_without_any_file_beside_it(tmp_path: Path, file: Path) -> None:
+    before = set(tmp_path.iterdir())
+    with raw(file) as connected:
+        assert connected.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    with closing(open_store(file, readonly=True, immutable=True)) as store:
+        assert [record.run for record in store.records("env", PROBLEM)] == ["first"]
+        assert set(tmp_path.iterdir()) == before
+        with pytest.raises(ReadOnlyError):
+            store.note("env", PROBLEM)
+    with pytest.raises(ValueError, match="readonly=True"):
+        open_store(file, immutable=True)
 
 
 def test_reading_only_creates_nothing(tmp_path: Path) -> None:
@@ -480,25 +518,38 @@ def test_a_writer_that_never_ends_is_not_waited_for_forever(file: Path, monkeypa
 def test_a_row_that_cannot_be_understood_is_a_miss(file: Path, damage: str) -> None:
     with closing(open_store(file)) as store:
         store.add(PROBLEM, [result("damaged"), result("last")])
-    alter(file, f"UPDATE records SET {damage} WHERE run = 'damaged'")
+    run = "(SELECT id FROM runs WHERE key = 'damaged')"
+    if damage.startswith("algorithm"):
+        alter(file, f"INSERT INTO candidates SELECT 99, {damage.partition(' = ')[2]}, 1, ''")
+        alter(file, f"UPDATE records SET candidate = 99 WHERE run = {run}")
+    else:
+        table, key = ("runs", "id") if damage.startswith("created") else ("records", "run")
+        alter(file, f"UPDATE {table} SET {damage} WHERE {key} = {run}")
+    assert runs(file) == ["first", "last"]
+    with closing(open_store(file, readonly=True)) as store:
+        assert [[record.run for record in records] for _, records in store.all_records()] == [["first", "last"]]
+
+
+@pytest.mark.parametrize("reference", ["candidate", "origin"])
+def test_a_record_that_refers_to_nothing_is_a_miss(file: Path, reference: str) -> None:
+    with closing(open_store(file)) as store:
+        store.add(PROBLEM, [result("damaged"), result("last")])
+    table, key = ("runs", "id") if reference == "origin" else ("records", "run")
+    alter(file, f"UPDATE {table} SET {reference} = 77 WHERE {key} = (SELECT id FROM runs WHERE key = 'damaged')")
     assert runs(file) == ["first", "last"]
 
 
 @pytest.mark.parametrize("key", ["nonsense", PROBLEM.key + " ", "forward int8" + PROBLEM.key[15:]])
 def test_a_problem_that_cannot_be_understood_is_left_out(file: Path, key: str) -> None:
     with closing(open_store(file)) as store:
+        store.add(OTHER, [dataclasses.replace(result("odd"), problem=OTHER.key)])
         store.note("env", OTHER)
     with raw(file) as connected:
         connected.execute("UPDATE problems SET key = ? WHERE dtype = 'float16'", (key,))
-        connected.execute("UPDATE pending SET problem = ?", (key,))
-        connected.execute(
-            "INSERT INTO records SELECT 99, environment, ?, algorithm, version, parameters, status, "
-            "samples_us, error, workspace_bytes, peak_bytes, detail, run, created, library FROM records",
-            (key,),
-        )
     with closing(open_store(file)) as store:
         assert store.problems("env") == [PROBLEM]
         assert store.pending("env") == []
+        assert [problem for problem, _ in store.all_records()] == [PROBLEM]
 
 
 @pytest.mark.parametrize(
@@ -520,7 +571,7 @@ def test_an_environment_that_cannot_be_understood_is_left_out(file: Path, identi
     with closing(open_store(file)) as store:
         store.add_environment("damaged", {"backend": "metal"}, {})
         store.add_environment("sound", {"backend": "cpu"}, {})
-    alter(file, f"UPDATE environments SET identity = '{identity}' WHERE id = 'damaged'")
+    alter(file, f"UPDATE environments SET identity = '{identity}' WHERE key = 'damaged'")
     with closing(open_store(file)) as store:
         assert store.environments() == {"sound": ({"backend": "cpu"}, {})}
 
@@ -598,6 +649,53 @@ store.close()
     assert integrity(file) == "ok"
 
 
+def test_every_record_of_many_writers_arrives(tmp_path: Path) -> None:
+    script = """
+store = open_store(sys.argv[1])
+sys.stdin.readline()  # until all are here
+for index in range(20):
+    store.begin("env", PROBLEM, sys.argv[2])
+    store.add(PROBLEM, [result(f"{sys.argv[2]} {index}", algorithm) for algorithm in "ab"])
+    store.end("env", PROBLEM, sys.argv[2])
+store.close()
+"""
+    file = tmp_path / "autoconv.db"
+    processes = [start(script, file, number, stdin=subprocess.PIPE) for number in range(32)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        with process:
+            _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (0, "")
+    assert Counter(runs(file)) == {f"{number} {index}": 2 for number in range(32) for index in range(20)}
+    with closing(open_store(file, readonly=True)) as store:
+        assert store.unended("env", PROBLEM) == {}
+    assert integrity(file) == "ok"
+
+
+def test_writers_take_turns_and_do_without_where_they_cannot(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, float]] = []
+
+    @contextmanager
+    def hold(name: str, wait_s: float, poll_s: float) -> Iterator[bool]:
+        asked.append((name, wait_s))
+        yield False
+
+    link = tmp_path / "link.db"
+    link.symlink_to(file)
+    monkeypatch.setattr(connection, "hold", hold)
+    for path, run in ((file, "a"), (link, "b")):
+        with closing(open_store(path)) as store:
+            store.add(PROBLEM, [result(run)])
+    assert len(asked) == 2
+    assert len(set(asked)) == 1
+    assert runs(file) == ["first", "a", "b"]
+
+
 def test_many_threads_may_open_one_new_file(tmp_path: Path) -> None:
     file = tmp_path / "autoconv.db"
     barrier = threading.Barrier(8)
@@ -624,6 +722,7 @@ def test_many_threads_may_open_one_new_file(tmp_path: Path) -> None:
 def test_no_thread_uses_a_file_whose_creator_has_yet_to_close_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    file = tmp_path / "autoconv.db"
     events: list[str] = []
     connect, close = sqlite3.connect, os.close
 
@@ -632,13 +731,14 @@ def test_no_thread_uses_a_file_whose_creator_has_yet_to_close_it(
         return connect(*arguments, **options)
 
     def slow(descriptor: int) -> None:
-        time.sleep(0.1)
+        mine = os.path.samestat(os.fstat(descriptor), file.stat())
+        time.sleep(0.1 * mine)
         close(descriptor)
-        events.append("close")
+        events.extend(["close"] * mine)
 
     monkeypatch.setattr(sqlite3, "connect", spy)
     monkeypatch.setattr(os, "close", slow)
-    threads = [threading.Thread(target=lambda: open_store(tmp_path / "autoconv.db").close()) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: open_store(file).close()) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

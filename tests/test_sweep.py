@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import signal
@@ -12,9 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from replay import VirtualClock
 
 from autoconv import settings
 from autoconv._backend import mx
@@ -26,7 +30,8 @@ from autoconv.report import tables
 from autoconv.settings import Settings
 from autoconv.store import open_store
 from autoconv.sweep import Layer
-from autoconv.sweep.runner import Ending, Outcome, stopping, sweep, unique
+from autoconv.sweep.order import Measured
+from autoconv.sweep.runner import Ending, Outcome, as_measured, stopping, sweep, unique
 
 CPU = mx.Device(mx.cpu)
 HERE = settings.from_environment({})
@@ -52,12 +57,13 @@ class Tuner:
         self.known = {p: decided("native", 0.0, record("native", 5.0)) for p in known}
         self.refusing = refusing or {}
         self.timed: list[Problem] = []
+        self.anew: list[bool] = []
 
     def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
         return self.known.get(problem)
 
     def tune(self, problem: Problem, settings: Settings, device: mx.Device, *, anew: bool) -> Decision:
-        assert not anew
+        self.anew.append(anew)
         self.timed.append(problem)
         if problem in self.refusing:
             raise self.refusing[problem]
@@ -73,6 +79,69 @@ def test_what_the_database_tells_is_not_timed_again() -> None:
     again = sweep(layers, tuner, HERE, CPU)
     assert [o.ending for o in again] == [Ending.KNOWN] * 3
     assert len(tuner.timed) == 2
+    assert not any(tuner.anew)
+
+
+def test_what_the_database_tells_is_timed_again_when_it_is_to_be_refreshed() -> None:
+    layers = [layer(4), layer(5)]
+    tuner = Tuner(known=[layers[1].problem])
+    assert [o.ending for o in sweep(layers, tuner, HERE, CPU, refresh=True)] == [Ending.TIMED] * 2
+    assert tuner.anew == [True, True]
+
+
+@pytest.mark.parametrize(("limit_s", "timed"), [(0.0, 0), (15.0, 2), (20.0, 2), (21.0, 3), (1e9, 4)])
+def test_no_problem_is_begun_once_the_time_is_up(limit_s: float, timed: int) -> None:
+    clock = VirtualClock()
+    tuner = Tuner()
+
+    def pass_(_outcome: Outcome) -> None:
+        clock.pass_(10.0)
+
+    layers = [layer(width) for width in range(4, 8)]
+    outcomes = sweep(layers, tuner, HERE, CPU, limit_s=limit_s, clock=clock, tell=pass_)
+    assert tuner.timed == [la.problem for la in layers[:timed]]
+    assert [o.layer for o in outcomes] == layers[:timed]
+
+
+def test_a_sweep_waits_before_each_problem_that_it_times() -> None:
+    events: list[str] = []
+    layers = [layer(4), layer(5), layer(6)]
+    sweep(
+        layers,
+        Tuner(known=[layers[1].problem]),
+        HERE,
+        CPU,
+        wait=lambda: events.append("wait"),
+        tell=lambda o: events.append(str(o.ending)),
+    )
+    assert events == ["known", "wait", "timed", "wait", "timed"]
+
+
+def test_a_wait_that_ends_with_a_stop_begins_nothing() -> None:
+    stop, tuner = threading.Event(), Tuner()
+    assert sweep([layer(4)], tuner, HERE, CPU, stop=stop, wait=stop.set) == []
+    assert tuner.timed == []
+
+
+def test_what_is_uncertain_and_matters_comes_first_and_is_told_in_the_workload_s_order() -> None:
+    """The more a problem is like those that gained much, the sooner; unlike ones that gained nothing come last."""
+    small = [Problem.parse((1, 4, 8, 8 + i, 16), (16, 1, 1, 1, 16)) for i in range(20)]
+    large = [Problem.parse((1, 8, 64, 64 + i, 64), (64, 3, 3, 3, 64)) for i in range(20)]
+    measured = [Measured(p, 10.0, 0.0) for p in small] + [Measured(p, 5000.0, 1.0) for p in large]
+    first = Layer("net", "", "small", 1, replace(small[0], input_shape=(1, 4, 8, 40, 16)), "")
+    second = Layer("net", "", "large", 1, replace(large[0], input_shape=(1, 8, 64, 128, 64)), "")
+    tuner = Tuner()
+    outcomes = sweep([first, second], tuner, HERE, CPU, measured=measured)
+    assert tuner.timed == [second.problem, first.problem]
+    assert [o.layer for o in outcomes] == [first, second]
+
+
+def test_a_decision_tells_of_other_problems_only_where_native_has_a_time() -> None:
+    problem = layer(4).problem
+    found = decided("fast", 0.5, record("native", 8.0, 8.0), record("fast", 4.0))
+    assert as_measured(problem, found) == Measured(problem, 8.0, 0.5)
+    assert as_measured(problem, None) is None
+    assert as_measured(problem, decided("fast", None, record("fast", 4.0))) is None
 
 
 def test_what_cannot_be_timed_is_told_and_the_rest_goes_on() -> None:
@@ -202,3 +271,38 @@ def test_kill_9_at_any_moment_leaves_every_finished_record(qualified: Path, tmp_
     store = open_store(qualified)
     assert len([p for where in store.environments() for p in store.problems(where)]) == 40
     store.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_sweep_after_its_problem_and_the_same_command_goes_on(
+    number: signal.Signals, qualified: Path, tmp_path: Path
+) -> None:
+    path = workload(tmp_path / "work.csv", range(4, 64))
+    command = [sys.executable, "-m", "autoconv", "sweep", str(path), "--database", str(qualified), "--json"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not timed(qualified) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(number)
+    stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == 130, stderr
+    first = json.loads(stdout)["summary"]["endings"]
+    assert 1 <= first["timed"] < 60
+    assert f"stopped after {first['timed']} of 60" in stderr
+    assert len(timed(qualified)) == first["timed"]
+    assert notes(qualified) == 0  # nobody is accused
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["summary"]["endings"] == {"known": first["timed"], "timed": 60 - first["timed"]}
+
+
+def timed(database: Path) -> list[Problem]:
+    store = open_store(database, readonly=True)
+    found = [p for where in store.environments() for p in store.problems(where)]
+    store.close()
+    return found
+
+
+def notes(database: Path) -> int:
+    with closing(sqlite3.connect(database)) as connection:
+        return int(connection.execute("SELECT count(*) FROM notes").fetchone()[0])

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from autoconv.errors import StoreError
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.store import Exported, Qualification, export, open_store, transfer
+from autoconv.store import Exported, Qualification, export, open_store
+from autoconv.store.transfer import scrub
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBLEMS = [Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2, 3)]
@@ -90,8 +91,14 @@ def test_a_copy_can_be_written_again(database: Path, tmp_path: Path) -> None:
 def test_lines_hold_environments_then_records_in_the_order_in_which_they_came(database: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert export(database, out) == Exported(environments=1, records=3)
-    first, *rest = lines(out)
-    assert first == {"type": "environment", "id": "env", "identity": IDENTITY, "circumstances": CIRCUMSTANCES}
+    head, first, *rest = lines(out)
+    assert head == {"type": "autoconv", "format": 2}
+    assert first == {
+        "type": "environment",
+        "environment": "env",
+        "identity": IDENTITY,
+        "circumstances": CIRCUMSTANCES,
+    }
     assert [line.pop("type") for line in rest] == ["record"] * 3
     assert rest[1]["error"] == "inf"
     for line in rest:
@@ -100,7 +107,7 @@ def test_lines_hold_environments_then_records_in_the_order_in_which_they_came(da
     assert [Record(**line) for line in rest] == RECORDS
 
 
-@pytest.mark.parametrize("suffix", [".db", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".db", ".jsonl", ".csv"])
 def test_what_a_writer_holds_back_in_its_log_is_exported(database: Path, tmp_path: Path, suffix: str) -> None:
     with closing(open_store(database)) as store:
         store.add(PROBLEMS[2], [result(PROBLEMS[2])])
@@ -108,7 +115,7 @@ def test_what_a_writer_holds_back_in_its_log_is_exported(database: Path, tmp_pat
         assert export(database, tmp_path / f"out{suffix}").records == 4
 
 
-@pytest.mark.parametrize("suffix", [".db", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".db", ".jsonl", ".csv"])
 def test_no_host_path_or_pid_leaves(database: Path, tmp_path: Path, suffix: str) -> None:
     detail = f"cannot load {SECRETS[0]} on {SECRETS[1]}: see https://github.com/ml-explore/mlx/issues (Studio-of-Alice)"
     with closing(open_store(database)) as store:
@@ -141,30 +148,31 @@ names = st.text(st.characters(categories=["L", "N"], include_characters=".-_"), 
 @given(folders=st.lists(names, min_size=2), before=st.sampled_from(["", "at ", "'", '"', "(", "=", "file://", "~"]))
 def test_absolute_paths_are_scrubbed_wherever_they_stand(folders: list[str], before: str) -> None:
     path = "/" + "/".join(folders)
-    assert transfer.scrub(f"{before}{path}: no such file", ()) == f"{before}<path>: no such file"
+    assert scrub(f"{before}{path}: no such file", ()) == f"{before}<path>: no such file"
 
 
 @pytest.mark.parametrize(
     "text", ["1/2", "a/b and c/d", "3 GB/s", "https://ml-explore.github.io/mlx/build", "2026/01/02", "/", "either / or"]
 )
 def test_what_is_no_path_stays(text: str) -> None:
-    assert transfer.scrub(text, ("studio",)) == text
+    assert scrub(text, ("studio",)) == text
 
 
 def test_a_host_name_is_scrubbed_as_a_word_alone() -> None:
-    assert transfer.scrub("metal on Metal, not metallic", ("metal",)) == "<host> on <host>, not metallic"
+    assert scrub("metal on Metal, not metallic", ("metal",)) == "<host> on <host>, not metallic"
 
 
 def test_damaged_rows_do_not_stop_an_export(database: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        connection.execute("UPDATE records SET status = 'dreamt', detail = CAST(x'ff' AS TEXT) WHERE id = 1")
-        connection.execute("UPDATE records SET problem = CAST(x'ff' AS TEXT) WHERE id = 2")
-        connection.execute("UPDATE records SET created = 9e999 WHERE id = 3")
-        connection.execute("UPDATE environments SET identity = '[1]' WHERE id = 'env'")
+        connection.execute("UPDATE records SET status = 'dreamt', detail = CAST(x'ff' AS TEXT) WHERE run = 1")
+        connection.execute("UPDATE problems SET key = CAST(x'ff' AS TEXT) WHERE id = 2")
+        connection.execute("UPDATE runs SET created = 9e999 WHERE id = 3")
+        connection.execute("UPDATE environments SET identity = '[1]' WHERE key = 'env'")
     with closing(open_store(database)) as store:
         store.add(PROBLEMS[2], [result(PROBLEMS[2])])
     assert export(database, tmp_path / "out.jsonl") == Exported(environments=0, records=1)
-    assert [line["problem"] for line in lines(tmp_path / "out.jsonl")] == [PROBLEMS[2].key]
+    assert [line["problem"] for line in list(lines(tmp_path / "out.jsonl"))[1:]] == [PROBLEMS[2].key]
+    assert export(database, tmp_path / "out.csv") == Exported(environments=0, records=1)
     export(database, tmp_path / "out.db")
     assert records_in(tmp_path / "out.db") == [result(PROBLEMS[2])]
 
@@ -183,14 +191,14 @@ def test_lines_are_written_as_they_are_read(tmp_path: Path) -> None:
     assert peak < out.stat().st_size / 10
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out", "out.db.gz"])
+@pytest.mark.parametrize("name", ["out.txt", "out", "out.db.gz"])
 def test_an_unknown_suffix_is_refused_with_the_choices(database: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"\.db, \.sqlite, \.jsonl"):
+    with pytest.raises(ValueError, match=r"\.db, \.sqlite, \.jsonl, \.csv"):
         export(database, tmp_path / name)
     assert not (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("suffix", [".db", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".db", ".jsonl", ".csv"])
 def test_an_existing_file_is_replaced_only_when_asked(database: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"out{suffix}"
     out.write_text("precious")
@@ -230,7 +238,7 @@ def test_a_missing_folder_is_named(database: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-@pytest.mark.parametrize("suffix", [".db", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".db", ".jsonl", ".csv"])
 def test_an_export_that_ends_early_leaves_what_was_there(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, error: BaseException
 ) -> None:
@@ -248,7 +256,7 @@ def test_an_export_that_ends_early_leaves_what_was_there(
     assert out.read_text() == "precious"
 
 
-@pytest.mark.parametrize("suffix", [".db", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".db", ".jsonl", ".csv"])
 def test_others_may_read_an_export(database: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"out{suffix}"
     before = os.umask(0o022)
@@ -273,7 +281,7 @@ def test_the_script_exports_and_says_what(database: Path, tmp_path: Path) -> Non
     assert records_in(tmp_path / "out.db") == RECORDS
 
 
-@pytest.mark.parametrize(("name", "reason"), [("out.csv", "suffix"), ("out.db", "No such file")])
+@pytest.mark.parametrize(("name", "reason"), [("out.txt", "suffix"), ("out.db", "No such file")])
 def test_the_script_fails_in_one_line(tmp_path: Path, name: str, reason: str) -> None:
     done = script("--database", tmp_path / "missing.db", tmp_path / name)
     assert (done.returncode, done.stdout) == (1, "")
@@ -282,4 +290,4 @@ def test_the_script_fails_in_one_line(tmp_path: Path, name: str, reason: str) ->
 
 
 def test_the_script_s_help_has_an_example() -> None:
-    assert "Example: python scripts/export_db.py" in script("--help").stdout
+    assert "Example: autoconv export" in script("--help").stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,3 +75,26 @@ def progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task(what, total=total, text="")
         yield lambda text: progress.update(task, advance=1, text=text)
+
+
+@contextmanager
+def progress_of(what: str, after_s: float = 2.0) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr for what takes over two seconds, where that is a terminal; yields what is told the part done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    stderr, start = Console(stderr=True), time.monotonic()
+    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    shown = Progress(*columns, console=stderr, transient=True)
+    task = shown.add_task(what, total=1.0)
+
+    def tell(part: float) -> None:
+        if stderr.is_terminal and not shown.live.is_started and time.monotonic() - start > after_s:
+            shown.start()
+        shown.update(task, completed=part)
+
+    try:
+        yield tell
+    finally:
+        if shown.live.is_started:
+            shown.stop()

@@ -4,99 +4,221 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoconv.cli._common import INTERRUPTED, Command, database_option, json_option, progress, settings
+from autoconv.cli._common import INTERRUPTED, Command, json_option, progress, settings
+
+if TYPE_CHECKING:
+    from autoconv.settings import Settings
+    from autoconv.sweep import Layer
+    from autoconv.sweep.runner import Outcome
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-@click.command(cls=Command, epilog="Example: autoconv sweep wan21 my_layers.csv --max-gflop 200")
+class _Duration(click.ParamType[float]):
+    """Seconds, from text such as `90`, `30m` or `1.5h`."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(value))
+        if not found or not float(found[1]):
+            self.fail(f"{value!r} is no time such as 90s, 30m or 1.5h", param, ctx)
+        return float(found[1]) * _UNITS[found[2]]
+
+
+def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        msg = f"{value} is no number of GFLOP"
+        raise click.BadParameter(msg, ctx, param)
+    return value
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Which layers are asked for."""
+
+    workloads: Sequence[str]
+    count: int
+    seed: int
+    pending: bool
+    max_gflop: float | None
+    dtypes: Sequence[str]
+    gradients: bool
+
+
+@click.command(cls=Command, epilog="Example: autoconv sweep wan21 my_layers.csv --max-gflop 200 --time-limit 30m")
 @click.argument("workloads", nargs=-1, metavar="[WORKLOAD ...]")
+@click.option("--random", "count", type=click.IntRange(min=1), help="Also so many random realistic layers.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random layers.")
 @click.option(
     "--pending", is_flag=True, help="Also the shapes that calls noted under the policy record, or for want of time."
 )
-@click.option("--max-gflop", type=click.FloatRange(min=0, min_open=True), help="Leave out larger convolutions.")
+@click.option(
+    "--max-gflop",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
+    help="Leave out larger convolutions, and draw no larger ones.",
+)
 @click.option(
     "--dtype",
+    "dtypes",
     type=click.Choice(["float16", "bfloat16", "float32"]),
     multiple=True,
-    help="Time the layers in this dtype instead of their own; may be given more than once.",
+    help="Time the layers in this dtype instead of their own, and draw random ones in it; may be given more than once.",
 )
 @click.option("--gradients", is_flag=True, help="Time each layer's input gradient and weight gradient as well.")
-@database_option
+@click.option("--time-limit", type=_Duration(), help="Begin no other convolution after so long, such as 30m.")
+@click.option(
+    "--resume/--refresh",
+    default=True,
+    help="Leave out what the database tells of this device already (default), or time it once more.",
+)
+@click.option(
+    "--on-battery",
+    is_flag=True,
+    help="On a Mac, go on as well on battery, in Low Power Mode or throttled, where a sweep pauses otherwise.",
+)
+@click.option(
+    "-o",
+    "--database",
+    type=click.Path(path_type=Path),
+    help="The database to write. Default: AUTOCONV_DATABASE, else the user's own.",
+)
 @json_option
 def sweep(
-    workloads: Sequence[str],
-    pending: bool,
-    max_gflop: float | None,
-    dtype: Sequence[str],
-    gradients: bool,
+    count: int | None,
+    time_limit: float | None,
+    resume: bool,
+    on_battery: bool,
     database: Path | None,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Time the convolutions of WORKLOADs on this device, those that the database does not tell of yet.
 
-    A WORKLOAD is a CSV file with a convolution a row, or the name of one that comes with the package. Ctrl-C ends
-    after the current convolution; the same command goes on from there. Exit code 1 where any could not be timed.
+    A WORKLOAD is a CSV file with a convolution a row, or the name of one that comes with the package. Each is timed in
+    a process of its own, so that a candidate that ends it ends no sweep. Ctrl-C ends after the current convolution;
+    the same command goes on from there. Exit code 1 where any could not be timed.
     """
-    if not workloads and not pending:
+    wanted = _Asked(count=count or 0, **asked)
+    if not wanted.workloads and not wanted.pending and not wanted.count:
         from autoconv.sweep import packaged_workloads
 
-        msg = f"name a workload file, --pending, or one of those packaged: {', '.join(packaged_workloads())}"
+        msg = f"name a workload file, --random, --pending, or one of those packaged: {', '.join(packaged_workloads())}"
         raise click.UsageError(msg)
-    from autoconv._backend import mx
-    from autoconv.dispatch import dispatcher
     from autoconv.report import tables
     from autoconv.sweep.runner import stopping
-    from autoconv.sweep.runner import sweep as run
 
-    chosen, device = settings(database, policy="measure"), mx.default_device()
-    if max_gflop is not None and not max_gflop < math.inf:
-        msg = "--max-gflop is a number of GFLOP"
-        raise click.UsageError(msg)
-    layers = _layers(workloads, pending, chosen, max_gflop, dtype, gradients)
-    with stopping() as stop, progress(len(layers), "sweeping") as advance:
-        outcomes = run(layers, dispatcher(), chosen, device, stop=stop, tell=lambda o: advance(o.layer.network))
+    chosen = settings(database, policy="measure")
+    layers = _layers(wanted, chosen)
+    limit_s = math.inf if time_limit is None else time_limit
+    with stopping() as stop:
+        outcomes, spent = _here(layers, chosen, not resume, limit_s, stop, on_battery)
     if as_json:
-        click.echo(json.dumps(tables.outcomes_dict(outcomes), indent=2))
+        click.echo(json.dumps(tables.outcomes_dict(outcomes) | {"seconds": spent}, indent=2))
     else:
         tables.print_outcomes(tables.console(), outcomes)
+    left = len(layers) - len(outcomes)
+    if left:
+        why = "stopped" if stop.is_set() else "its time was up"
+        click.echo(f"{why} after {len(outcomes)} of {len(layers)}; the same command goes on from there", err=True)
     if stop.is_set():
-        click.echo(f"stopped after {len(outcomes)} of {len(layers)}; the same command goes on from there", err=True)
         raise click.exceptions.Exit(INTERRUPTED)
     if tables.failures(outcomes):
         raise click.exceptions.Exit(1)
 
 
-def _layers(
-    workloads: Sequence[str],
-    pending: bool,
-    chosen: Any,
-    max_gflop: float | None,
-    dtypes: Sequence[str],
-    gradients: bool,
-) -> list[Any]:
-    """The layers to time: each problem once."""
-    from dataclasses import replace
+def _here(
+    layers: Sequence[Layer],
+    chosen: Settings,
+    refresh: bool,
+    limit_s: float,
+    stop: threading.Event,
+    on_battery: bool,
+) -> tuple[list[Outcome], dict[str, float]]:
+    """The outcomes of a sweep on this machine, and where its seconds went."""
+    import time
 
+    from autoconv._backend import mx
+    from autoconv.dispatch import dispatcher
+    from autoconv.sweep.isolated import Isolated
+    from autoconv.sweep.power import awake, wait_until_unhindered
+    from autoconv.sweep.runner import sweep as run
+
+    def say(text: str) -> None:
+        click.echo(f"autoconv: {text}", err=True)
+
+    def wait() -> None:
+        if not on_battery:
+            wait_until_unhindered(stop, say)
+
+    start = time.monotonic()
+    with awake(), Isolated(dispatcher()) as tuner, progress(len(layers), "sweeping") as advance:
+        outcomes = run(
+            layers,
+            tuner,
+            chosen,
+            mx.default_device(),
+            refresh=refresh,
+            limit_s=limit_s,
+            stop=stop,
+            tell=_teller(advance),
+            wait=wait,
+        )
+    return outcomes, {
+        "total": time.monotonic() - start,
+        "in_candidates": tuner.run_s,
+        "in_first_run": tuner.first_run_s,
+        "children": tuner.children,
+    }
+
+
+def _teller(advance: Callable[[str], None]) -> Callable[[Outcome], None]:
+    """What tells of each outcome on the progress bar: the best gain so far, how many failed, and the network."""
+    best, failed = 1.0, 0
+
+    def tell(outcome: Outcome) -> None:
+        nonlocal best, failed
+        best, failed = max(best, outcome.speedup or 1.0), failed + outcome.failed
+        parts = [f"best {best:.2f}x", *([f"{failed} failed"] if failed else []), outcome.layer.network]
+        advance(", ".join(parts))
+
+    return tell
+
+
+def _layers(asked: _Asked, chosen: Settings) -> list[Layer]:
+    """The layers to time: each problem once."""
     from autoconv import environment
     from autoconv._backend import mx
     from autoconv.dispatch import dispatcher
     from autoconv.problem import Kind
-    from autoconv.sweep import Layer, packaged_workloads, read_workload
+    from autoconv.sweep import Layer, packaged_workloads, random_layers, read_workload
     from autoconv.sweep.runner import unique
+    from autoconv.sweep.sampler import MAX_GFLOP
 
     packaged = packaged_workloads()
-    layers = [layer for name in workloads for layer in read_workload(packaged.get(name, Path(name)))]
-    if dtypes:
-        layers = [replace(la, problem=replace(la.problem, dtype=d)) for la in layers for d in dtypes]
-    if gradients:
+    layers = [layer for name in asked.workloads for layer in read_workload(packaged.get(name, Path(name)))]
+    if asked.dtypes:
+        layers = [replace(la, problem=replace(la.problem, dtype=d)) for la in layers for d in asked.dtypes]
+    if asked.count:
+        most = asked.max_gflop or MAX_GFLOP
+        layers += random_layers(asked.count, asked.seed, max_gflop=most, dtypes=asked.dtypes or None)
+    if asked.gradients:
         layers = [replace(la, problem=replace(la.problem, kind=kind)) for la in layers for kind in Kind]
-    if pending:
+    if asked.pending:
         store = dispatcher().store(chosen, strict=True)
         noted = store.pending(environment.of(mx.default_device()).id)
         layers += [Layer("pending", "", str(i), 1, problem, "") for i, problem in enumerate(noted, start=1)]
-    return [la for la in unique(layers) if max_gflop is None or la.problem.flops <= max_gflop * 1e9]
+    return [la for la in unique(layers) if asked.max_gflop is None or la.problem.flops <= asked.max_gflop * 1e9]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from autoconv.algorithms import algorithms
 from autoconv.algorithms._mlx import MAX_DECOMPOSED_DEPTH
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
+from autoconv.kin import are_kin, differences
 from autoconv.settings import Settings
 from autoconv.store import Store, default_path, open_store
+from autoconv.store.shipped import open_shipped
 from autoconv.tuning.qualification import fingerprint
 
 SLOW_BLAS_GFLOPS = 20.0
@@ -41,8 +43,14 @@ class Finding:
     advice: str = ""
 
 
-def examine(chosen: Settings, device: mx.Device) -> list[Finding]:
-    """Everything worth knowing about this machine and its database; times nothing, writes nothing."""
+def examine(chosen: Settings, device: mx.Device, shipped: Mapping[str, Store] | None = None) -> list[Finding]:
+    """Everything worth knowing about this machine and its databases; times nothing, writes nothing.
+
+    Args:
+        chosen: The settings.
+        device: The device.
+        shipped: Databases that came with the package, by name. Default: those that did.
+    """
     where = environment.of(device)
     return [
         Finding("autoconv", __version__),
@@ -52,6 +60,7 @@ def examine(chosen: Settings, device: mx.Device) -> list[Finding]:
         Finding("memory", f"{where.memory_bytes / 1e9:.1f} GB, {environment.free_bytes(where) / 1e9:.1f} GB free now"),
         Finding("settings", ", ".join(f"{k} {v}" for k, v in settings.as_dict(chosen).items())),
         *_database(chosen, where),
+        _shipped(where, open_shipped() if shipped is None else shipped),
     ]
 
 
@@ -107,6 +116,24 @@ def _database(chosen: Settings, where: Environment) -> list[Finding]:
         return [Finding("database", str(error), "move the file away, or name another by AUTOCONV_DATABASE")]
     found = f"{path}, {path.stat().st_size / 1e6:.1f} MB: {problems} problems measured here, {pending} pending"
     return [Finding("database", found + (f", {others} other environments" if others else "")), *measured]
+
+
+def _shipped(where: Environment, shipped: Mapping[str, Store]) -> Finding:
+    """Which database that came with the package applies here, or why none does."""
+    about = "shipped database"
+    if not shipped:
+        return Finding(about, "none came with this package")
+    near: list[str] = []
+    far: list[str] = []
+    for name, store in shipped.items():
+        for key, (identity, _) in store.environments().items():
+            if key == where.id:
+                return Finding(about, f"{name} applies: {len(store.problems(key))} problems measured on such a device")
+            text = f"{name} differs in {differences(identity, where.identity)}"
+            (near if are_kin(identity, where.identity) else far).append(text)
+    if near:
+        return Finding(about, f"{'; '.join(near)}: what won there is tried first here, and has to win here too")
+    return Finding(about, f"none applies: {'; '.join(far)}")
 
 
 def _measured(store: Store, where: Environment) -> Iterator[Finding]:

@@ -56,7 +56,7 @@ class Explanation:
                     "" if record.error is None or bound is None else f"{bound:.1e}",
                     "" if record.workspace_bytes is None else f"{record.workspace_bytes / 1e6:.1f}",
                     "" if record.peak_bytes is None else f"{record.peak_bytes / 1e6:.1f}",
-                    verdict.reason,
+                    "; ".join(filter(None, (verdict.reason, verdict.provenance))),
                 )
             )
         measured = {row[0] for row in rows}
@@ -67,7 +67,9 @@ class Explanation:
         """Everything as plain values for JSON: times in microseconds, memory in bytes.
 
         `workspace_bytes` is the estimate of what is taken beyond input, weight and output; `peak_bytes` is measured,
-        with them, and null where it was not; `bound` is what the error was held to.
+        with them, and null where it was not; `bound` is what the error was held to. `runs` are those that the times
+        come from, `outliers` those whose times were left out, and `origins` the files that these were imported from, an
+        empty text standing for own measurements.
         """
         decision = self.decision
         return {
@@ -96,6 +98,9 @@ class Explanation:
                     "workspace_bytes": v.record.workspace_bytes,
                     "peak_bytes": v.record.peak_bytes,
                     "reason": v.reason,
+                    "runs": list(v.runs),
+                    "outliers": list(v.outliers),
+                    "origins": list(v.origins),
                 }
                 for v in decision.verdicts
             ],

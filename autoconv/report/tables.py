@@ -11,8 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from autoconv.decision import NATIVE
 from autoconv.problem import Kind
 from autoconv.sweep.runner import Ending, Outcome
+
+MANY = 40
+"""Outcomes past which a table has a row a network."""
 
 PLAIN_WIDTH = 200
 """Columns of a table that goes to a file or a pipe."""
@@ -51,6 +55,36 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
+def network_table(outcomes: Sequence[Outcome]) -> Table:
+    """A row a network: how its problems ended, native's and the best time of one forward pass, and gains."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("network", overflow="fold")
+    for name in ("problems", "timed", "known", "failed", "native ms", "best ms", "weighted", "geometric", "most"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("won by, of other than native", overflow="fold")
+    networks: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        networks.setdefault(outcome.layer.network, []).append(outcome)
+    for network, members in networks.items():
+        found = summary(members)
+        both = [o for o in members if o.speedup is not None]
+        before = sum(o.layer.count * (o.native_us or 0.0) for o in both)
+        gains = (found["gain_weighted"], found["gain_geometric"], found["best_gain"])
+        algorithms = Counter(o.decision.candidate.partition("(")[0] for o in members if o.decision)
+        del algorithms[NATIVE]
+        table.add_row(
+            network,
+            str(len(members)),
+            *(str(sum(o.ending is ending for o in members)) for ending in (Ending.TIMED, Ending.KNOWN)),
+            str(sum(o.failed for o in members) or ""),
+            _ms(before or None),
+            _ms(before / found["gain_weighted"] if before else None),
+            *("" if gain is None else f"{gain:.2f}x" for gain in gains),
+            ", ".join(f"{n} {name}" for name, n in algorithms.most_common()),
+        )
+    return table
+
+
 def _gain_weighted(outcomes: Sequence[Outcome]) -> float | None:
     """Count x native time over count x chosen time, of outcomes that have both."""
     before = sum(o.layer.count * (o.native_us or 0.0) for o in outcomes)
@@ -81,9 +115,9 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def print_outcomes(target: Console, outcomes: Sequence[Outcome]) -> None:
-    """Print the table of the outcomes, their summary and what could not be timed."""
+    """Print a table of the outcomes, by network where they are many, their summary and what could not be timed."""
     if outcomes:
-        target.print(outcome_table(outcomes))
+        target.print(outcome_table(outcomes) if len(outcomes) <= MANY else network_table(outcomes))
         target.print()
     for line in [*summary_lines(summary(outcomes)), *failures(outcomes)]:
         target.print(line)
@@ -151,8 +185,7 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
 
 def failures(outcomes: Sequence[Outcome]) -> list[str]:
     """A line for each problem that was not timed or that no candidate does accurately."""
-    bad = (Ending.NOT_TIMED, Ending.INACCURATE)
-    return [f"{o.ending}: {o.layer.network}, {_named(o)}: {o.why}" for o in outcomes if o.ending in bad]
+    return [f"{o.ending}: {o.layer.network}, {_named(o)}: {o.why}" for o in outcomes if o.failed]
 
 
 def _named(outcome: Outcome) -> str:

@@ -3,15 +3,19 @@
 from autoconv.store.contract import Qualification, Store
 from autoconv.store.memory import MemoryStore
 from autoconv.store.sqlite import SqliteStore, default_path, open_store
-from autoconv.store.transfer import Exported, export
+from autoconv.store.transfer import Exported, Imported, Rejected, Selection, export, import_file
 
 __all__ = [
     "Exported",
+    "Imported",
     "MemoryStore",
     "Qualification",
+    "Rejected",
+    "Selection",
     "SqliteStore",
     "Store",
     "default_path",
     "export",
+    "import_file",
     "open_store",
 ]

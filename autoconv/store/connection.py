@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import os
 import sqlite3
 import stat
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from autoconv.device_lock import hold
 from autoconv.errors import SchemaError, StoreError
 
 APPLICATION_ID = int.from_bytes(b"aCnv")
 """What marks a SQLite file as ours: https://sqlite.org/pragma.html#pragma_application_id."""
 
-SCHEMA = 1
+SCHEMA = 2
 """How many migrations there are; a database's `user_version` says how many it has had."""
 
 BUSY_SECONDS = 5.0
 """How long one process waits for another's transaction; ours take milliseconds."""
+
+POLL_SECONDS = 0.002
+"""How often a process that waits for its turn to write asks for it."""
+
+FAILURES = (sqlite3.Error, OSError, OverflowError, UnicodeDecodeError)
+"""What goes wrong with a file; the last where SQLite's message quotes damage that is no text."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,21 +41,42 @@ _creating = threading.Lock()
 os.register_at_fork(before=_creating.acquire, after_in_parent=_creating.release, after_in_child=_creating.release)
 
 
-def connect(file: Path, *, readonly: bool) -> sqlite3.Connection:
+def connect(file: Path, *, readonly: bool, immutable: bool = False) -> sqlite3.Connection:
     """A connection to a database that has the newest schema, usable from any thread, in autocommit mode.
 
     For writing, the file and its folders are created where they are missing, for the user alone, and an older
     schema is brought up to date. For reading only, nothing is created or changed, save that SQLite itself
-    may put its -wal and -shm files beside a database in WAL mode.
+    may put its -wal and -shm files beside a database in WAL mode. What is immutable as well, such as a file that came
+    with a package, is read as it lies there, in folders that cannot be written too: no file is put beside it, no lock
+    is taken, and changes that wait in a -wal file are not seen. Nothing may write it meanwhile.
 
     Raises:
         SchemaError: the file is no autoconv database, or a newer version's; it has not been changed.
         StoreError: it cannot be opened.
     """
     try:
-        return _connect_readonly(file) if readonly else _connect(file)
-    except (sqlite3.Error, OSError) as error:
+        if not readonly:
+            return _connect(file)
+        return _checked(_open(file, "mode=ro&immutable=1"), file) if immutable else _connect_readonly(file)
+    except FAILURES as error:
         raise failure("open", file, error) from error
+
+
+@contextmanager
+def turn(file: Path) -> Iterator[None]:
+    """Wait for this process's turn to write a database.
+
+    SQLite lets whoever asks next write next, and asks ever less often the longer it waits: of 32 processes that wrote
+    without pause some got no turn in three seconds. So those of one user take turns by a lock of their own, and ask
+    for it often. Where that cannot be had, SQLite's way is left.
+    """
+    with hold(_lock_name(file), BUSY_SECONDS, POLL_SECONDS):
+        yield
+
+
+@functools.lru_cache
+def _lock_name(file: Path) -> str:
+    return "database-" + hashlib.sha256(os.path.realpath(file).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def failure(doing: str, file: Path, error: Exception) -> StoreError:
@@ -71,14 +103,17 @@ def _connect(file: Path) -> sqlite3.Connection:
     _create(file)
     connection = _open(file, "mode=rw")
     try:
-        number = _schema(connection, file)
+        number = schema_of(connection, file)
         if _prefer_wal(connection, file):
             # Safe against a kill; a loss of power may cost the last transactions, never the database.
             connection.execute("PRAGMA synchronous = NORMAL")
         if number < SCHEMA:
-            from autoconv.store.migrations import migrate
+            with turn(file):
+                # Others that came at the same time may have done it.
+                if schema_of(connection, file) < SCHEMA:
+                    from autoconv.store.migrations import migrate
 
-            migrate(connection, APPLICATION_ID, SCHEMA)
+                    migrate(connection, APPLICATION_ID, SCHEMA)
     except BaseException:
         connection.close()
         raise
@@ -101,7 +136,7 @@ def _connect_readonly(file: Path) -> sqlite3.Connection:
 def _checked(connection: sqlite3.Connection, file: Path) -> sqlite3.Connection:
     """The connection, for reading: nothing can be migrated, so its schema must be the newest."""
     try:
-        number = _schema(connection, file)
+        number = schema_of(connection, file)
         if number < SCHEMA:
             state = f"has schema {number}, older than {SCHEMA}" if number else "is empty"
             msg = f"{file} {state}: open it for writing once, or name another in AUTOCONV_DATABASE"
@@ -124,20 +159,11 @@ def _open(file: Path, query: str) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
-    connection.text_factory = _text_or_bytes
     return connection
 
 
 def _uri(file: Path, query: str) -> str:
     return f"{file.as_uri()}?{query}"
-
-
-def _text_or_bytes(raw: bytes) -> str | bytes:
-    """Text; where damage made it none, its bytes: the default would fail the look-up for one bad row."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
 
 
 def _create(file: Path) -> None:
@@ -156,7 +182,7 @@ def _create(file: Path) -> None:
         os.close(descriptor)
 
 
-def _schema(connection: sqlite3.Connection, file: Path) -> int:
+def schema_of(connection: sqlite3.Connection, file: Path) -> int:
     """How many migrations the database has had; 0 for an empty one.
 
     Raises:

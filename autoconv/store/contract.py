@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,7 @@ class Qualification:
         ceilings: What the device can do at most, by name with its unit: `matmul_float32_gflops`,
             `copy_gb_per_s`, `launch_us`.
         created: Seconds since the epoch.
+        origin: Empty for what was found out here; for what was imported as `Record.origin`.
     """
 
     environment: str
@@ -33,6 +34,7 @@ class Qualification:
     noise: float = 0.0
     ceilings: Mapping[str, float] = field(default_factory=dict)
     created: float = 0.0
+    origin: str = ""
 
 
 class Store(Protocol):
@@ -69,7 +71,7 @@ class Store(Protocol):
     def add(self, problem: Problem, records: Sequence[Record]) -> None:
         """Keep the records of one run over one problem, which leaves the pending list of their environment.
 
-        `detail` is cut to `MAX_DETAIL` characters.
+        `detail` is cut to `MAX_DETAIL` characters. An `origin` that is not known yet is made known.
 
         Raises:
             ValueError: a record is of another problem, a sample is negative or not finite, `error` is NaN, or
@@ -83,6 +85,14 @@ class Store(Protocol):
 
     def problems(self, environment: str) -> list[Problem]:
         """Every problem that has a record in an environment, in the order in which each got its first."""
+        ...
+
+    def all_records(self, environment: str | None = None) -> Iterator[tuple[Problem, list[Record]]]:
+        """Every problem with its records, as `records` has them, once for each environment that it was measured in.
+
+        All environments, or one. Pairs come in the order in which environments and then problems became known, and
+        are read as they are asked for, so that any number fits the memory; what is added meanwhile may be among them.
+        """
         ...
 
     def begin(self, environment: str, problem: Problem, candidate: str) -> None:
@@ -112,11 +122,15 @@ class Store(Protocol):
         ...
 
     def qualify(self, qualification: Qualification) -> None:
-        """Keep a qualification, in place of an earlier one with the same environment and fingerprint."""
+        """Keep a qualification, in place of an earlier one with the same environment, fingerprint and origin."""
         ...
 
     def qualification(self, environment: str, fingerprint: str) -> Qualification | None:
-        """The qualification of an environment for these algorithms, None where there is none."""
+        """What this machine itself found out of an environment with these algorithms, None where it did not yet."""
+        ...
+
+    def qualifications(self) -> list[Qualification]:
+        """All qualifications, imported ones too, oldest first."""
         ...
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from autoconv.errors import StoreError
 from autoconv.problem import Problem
@@ -26,7 +26,8 @@ class MemoryStore:
         self._records: dict[str, dict[Problem, list[Record]]] = defaultdict(dict)
         self._begun: dict[tuple[str, Problem], dict[str, int]] = defaultdict(dict)
         self._pending: dict[str, dict[Problem, None]] = defaultdict(dict)
-        self._qualifications: dict[tuple[str, str], Qualification] = {}
+        self._known: dict[str | Problem, None] = {}
+        self._qualifications: dict[tuple[str, str, str], Qualification] = {}
 
     @property
     def readonly(self) -> bool:
@@ -44,6 +45,7 @@ class MemoryStore:
         first, latest = rows.json_text(identity), rows.json_text(circumstances)
         with self._lock:
             self._check_open()
+            self._known.setdefault(environment)
             known = self._environments.get(environment)
             self._environments[environment] = (known[0] if known else first, latest)
 
@@ -61,6 +63,7 @@ class MemoryStore:
         with self._lock:
             self._check_open()
             for record in kept:
+                self._know(record.environment, problem)
                 self._records[record.environment].setdefault(problem, []).append(record)
                 self._pending[record.environment].pop(problem, None)
 
@@ -76,10 +79,25 @@ class MemoryStore:
             self._check_open()
             return list(self._records[environment])
 
+    def all_records(self, environment: str | None = None) -> Iterator[tuple[Problem, list[Record]]]:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            places = {known: place for place, known in enumerate(self._known)}
+            pairs = [
+                (where, problem)
+                for where, problems in self._records.items()
+                for problem in problems
+                if environment in {None, where}
+            ]
+        for where, problem in sorted(pairs, key=lambda pair: (places[pair[0]], places[pair[1]])):
+            yield problem, self.records(where, problem)
+
     def begin(self, environment: str, problem: Problem, candidate: str) -> None:
         """As the contract says, though in memory no note survives the process."""
         with self._lock:
             self._check_open()
+            self._know(environment, problem)
             begun = self._begun[environment, problem]
             begun[candidate] = begun.get(candidate, 0) + 1
 
@@ -99,6 +117,7 @@ class MemoryStore:
         """As the contract says."""
         with self._lock:
             self._check_open()
+            self._know(environment, problem)
             self._pending[environment].setdefault(problem)
 
     def pending(self, environment: str) -> list[Problem]:
@@ -121,27 +140,35 @@ class MemoryStore:
         Raises:
             ValueError: a number is not finite.
         """
-        row = rows.qualification_row(qualification)
-        copy = rows.qualification_of(
-            qualification.environment,
-            qualification.fingerprint,
-            [row[column] for column in rows.QUALIFICATION_COLUMNS],
-        )
+        key = (qualification.environment, qualification.fingerprint, qualification.origin)
+        copy = rows.qualification_of(*key, rows.qualification_row(qualification))
         with self._lock:
             self._check_open()
+            self._known.setdefault(qualification.environment)
             if copy is not None:
-                self._qualifications[qualification.environment, qualification.fingerprint] = copy
+                self._qualifications.pop(key, None)
+                self._qualifications[key] = copy
 
     def qualification(self, environment: str, fingerprint: str) -> Qualification | None:
         """As the contract says."""
         with self._lock:
             self._check_open()
-            return self._qualifications.get((environment, fingerprint))
+            return self._qualifications.get((environment, fingerprint, ""))
+
+    def qualifications(self) -> list[Qualification]:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            return list(self._qualifications.values())
 
     def close(self) -> None:
         """As the contract says; what was kept is gone."""
         with self._lock:
             self._closed = True
+
+    def _know(self, environment: str, problem: Problem) -> None:
+        self._known.setdefault(environment)
+        self._known.setdefault(problem)
 
     def _check_open(self) -> None:
         if self._closed:

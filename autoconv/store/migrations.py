@@ -106,6 +106,239 @@ def m001_measurements(db: Database) -> None:
         db.execute(statement)
 
 
+# A problem's key is 70 characters and stood in every record, in the index and in the notes; so did an environment's.
+# Now a number stands for each, and what all records of a run share stands once. Records lie in the order of their runs:
+# a look-up reads them side by side, and they need no index of their own. Runs, like the records in them, are only ever
+# added, a run once more where others came between, so that their order is that of the calls.
+#
+# Candidates and origins are never removed, since every open connection keeps the numbers that it has seen.
+_NUMBERS = (
+    *(
+        f"ALTER TABLE {name} RENAME TO old_{name}"
+        for name in ("environments", "problems", "records", "notes", "pending", "qualifications")
+    ),
+    """
+    CREATE TABLE environments (
+        id INTEGER PRIMARY KEY,
+        key TEXT NOT NULL UNIQUE,
+        identity TEXT,
+        circumstances TEXT,
+        first_seen REAL NOT NULL,
+        last_seen REAL NOT NULL,
+        CHECK ((identity IS NULL) = (circumstances IS NULL))
+    ) STRICT
+    """,
+    """
+    CREATE TABLE problems (
+        id INTEGER PRIMARY KEY,
+        key TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL,
+        dtype TEXT NOT NULL,
+        n INTEGER NOT NULL,
+        d INTEGER NOT NULL,
+        h INTEGER NOT NULL,
+        w INTEGER NOT NULL,
+        c_in INTEGER NOT NULL,
+        c_out INTEGER NOT NULL,
+        kd INTEGER NOT NULL,
+        kh INTEGER NOT NULL,
+        kw INTEGER NOT NULL,
+        groups INTEGER NOT NULL,
+        gflop REAL NOT NULL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE candidates (
+        id INTEGER PRIMARY KEY,
+        algorithm TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        parameters TEXT NOT NULL,
+        UNIQUE (algorithm, version, parameters)
+    ) STRICT
+    """,
+    # `key` is what `Record.origin` says; no sha256 where nothing but that is known of it.
+    """
+    CREATE TABLE origins (
+        id INTEGER PRIMARY KEY,
+        key TEXT NOT NULL UNIQUE CHECK (key <> ''),
+        sha256 TEXT,
+        file TEXT,
+        imported REAL NOT NULL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY,
+        environment INTEGER NOT NULL REFERENCES environments (id),
+        problem INTEGER NOT NULL REFERENCES problems (id),
+        key TEXT NOT NULL,
+        created REAL NOT NULL,
+        library TEXT NOT NULL,
+        origin INTEGER REFERENCES origins (id)
+    ) STRICT
+    """,
+    "CREATE INDEX runs_by_problem ON runs (environment, problem)",
+    """
+    CREATE TABLE records (
+        run INTEGER NOT NULL REFERENCES runs (id),
+        position INTEGER NOT NULL,
+        candidate INTEGER NOT NULL REFERENCES candidates (id),
+        status TEXT NOT NULL,
+        samples_us TEXT NOT NULL CHECK (substr(samples_us, 1, 1) = '['),
+        error REAL,
+        workspace_bytes INTEGER,
+        peak_bytes INTEGER,
+        detail TEXT NOT NULL,
+        PRIMARY KEY (run, position)
+    ) STRICT, WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE notes (
+        id INTEGER PRIMARY KEY,
+        environment INTEGER NOT NULL REFERENCES environments (id),
+        problem INTEGER NOT NULL REFERENCES problems (id),
+        candidate TEXT NOT NULL,
+        times INTEGER NOT NULL DEFAULT 1,
+        pid INTEGER NOT NULL,
+        started REAL NOT NULL,
+        UNIQUE (environment, problem, candidate)
+    ) STRICT
+    """,
+    """
+    CREATE TABLE pending (
+        id INTEGER PRIMARY KEY,
+        environment INTEGER NOT NULL REFERENCES environments (id),
+        problem INTEGER NOT NULL REFERENCES problems (id),
+        noted REAL NOT NULL,
+        UNIQUE (environment, problem)
+    ) STRICT
+    """,
+    """
+    CREATE TABLE qualifications (
+        id INTEGER PRIMARY KEY,
+        environment INTEGER NOT NULL REFERENCES environments (id),
+        fingerprint TEXT NOT NULL,
+        passed TEXT NOT NULL CHECK (substr(passed, 1, 1) = '['),
+        barred TEXT NOT NULL CHECK (substr(barred, 1, 1) = '{'),
+        noise REAL NOT NULL,
+        ceilings TEXT NOT NULL CHECK (substr(ceilings, 1, 1) = '{'),
+        created REAL NOT NULL,
+        origin INTEGER REFERENCES origins (id)
+    ) STRICT
+    """,
+    # In a UNIQUE constraint no NULL is like another.
+    "CREATE UNIQUE INDEX qualifications_once ON qualifications (environment, fingerprint, coalesce(origin, 0))",
+    """
+    INSERT INTO environments (key, identity, circumstances, first_seen, last_seen)
+    SELECT id, identity, circumstances, first_seen, last_seen FROM old_environments ORDER BY rowid
+    """,
+    """
+    INSERT INTO problems (key, kind, dtype, n, d, h, w, c_in, c_out, kd, kh, kw, groups, gflop)
+    SELECT key, kind, dtype, n, d, h, w, c_in, c_out, kd, kh, kw, groups, gflop FROM old_problems ORDER BY rowid
+    """,
+    """
+    INSERT INTO candidates (algorithm, version, parameters)
+    SELECT algorithm, version, parameters FROM old_records GROUP BY 1, 2, 3 ORDER BY min(id)
+    """,
+    # A run has the id of its first record. It begins where a record's run, time or library is not that of the record
+    # before it of the same problem and environment.
+    """
+    CREATE TABLE old_starts AS
+    SELECT id, environment, problem, max(CASE WHEN starts THEN id END) OVER same AS run
+    FROM (
+        SELECT id, environment, problem,
+            run IS NOT lag(run) OVER same
+                OR created IS NOT lag(created) OVER same
+                OR library IS NOT lag(library) OVER same AS starts
+        FROM old_records WINDOW same AS (PARTITION BY environment, problem ORDER BY id)
+    )
+    WINDOW same AS (PARTITION BY environment, problem ORDER BY id)
+    """,
+    """
+    INSERT INTO runs (id, environment, problem, key, created, library)
+    SELECT r.id, e.id, p.id, r.run, r.created, r.library
+    FROM old_starts s
+    JOIN old_records r ON r.id = s.id
+    JOIN environments e ON e.key = r.environment
+    JOIN problems p ON p.key = r.problem
+    WHERE s.id = s.run ORDER BY r.id
+    """,
+    """
+    INSERT INTO records
+    SELECT s.run, r.id - s.run, c.id, r.status, r.samples_us, r.error, r.workspace_bytes, r.peak_bytes, r.detail
+    FROM old_starts s
+    JOIN runs ON runs.id = s.run
+    JOIN old_records r ON r.id = s.id
+    JOIN candidates c ON (c.algorithm, c.version, c.parameters) = (r.algorithm, r.version, r.parameters)
+    ORDER BY s.run, r.id
+    """,
+    """
+    INSERT INTO notes (environment, problem, candidate, times, pid, started)
+    SELECT e.id, p.id, candidate, times, pid, started
+    FROM old_notes n JOIN environments e ON e.key = n.environment JOIN problems p ON p.key = n.problem
+    ORDER BY n.rowid
+    """,
+    """
+    INSERT INTO pending (environment, problem, noted)
+    SELECT e.id, p.id, noted
+    FROM old_pending n JOIN environments e ON e.key = n.environment JOIN problems p ON p.key = n.problem
+    ORDER BY n.rowid
+    """,
+    """
+    INSERT INTO qualifications (environment, fingerprint, passed, barred, noise, ceilings, created)
+    SELECT e.id, fingerprint, passed, barred, noise, ceilings, created
+    FROM old_qualifications q JOIN environments e ON e.key = q.environment ORDER BY q.rowid
+    """,
+    # Those that refer to others first.
+    *(
+        f"DROP TABLE old_{name}"
+        for name in ("starts", "notes", "pending", "qualifications", "records", "problems", "environments")
+    ),
+    # For people and for Datasette: one readable row a record. json_each, since SQLite 3.40 lets no other function of
+    # JSON into a schema that is not trusted.
+    """
+    CREATE VIEW results AS
+    SELECT
+        environments.key AS environment,
+        (SELECT value FROM json_each(environments.identity) WHERE key = 'device') AS device,
+        problems.key AS problem,
+        problems.gflop,
+        algorithm || iif(parameters = '', '', '(' || parameters || ')') AS candidate,
+        version,
+        status,
+        (
+            SELECT avg(value)
+            FROM (
+                SELECT value, row_number() OVER (ORDER BY value) AS place, count(*) OVER () AS samples
+                FROM json_each(samples_us)
+            )
+            WHERE place IN ((samples + 1) / 2, (samples + 2) / 2)
+        ) AS median_us,
+        error,
+        workspace_bytes,
+        peak_bytes,
+        detail,
+        runs.key AS run,
+        datetime(created, 'unixepoch') AS created,
+        library,
+        origins.key AS origin
+    FROM runs
+    JOIN records ON records.run = runs.id
+    JOIN candidates ON candidates.id = records.candidate
+    JOIN environments ON environments.id = runs.environment
+    JOIN problems ON problems.id = runs.problem
+    LEFT JOIN origins ON origins.id = runs.origin
+    """,
+)
+
+
+@migrations()
+def m002_numbers(db: Database) -> None:
+    """Numbers in place of keys, runs and candidates of their own, where measurements came from, and a view."""
+    for statement in _NUMBERS:
+        db.execute(statement)
+
+
 def migrate(connection: sqlite3.Connection, application_id: int, schema: int) -> None:
     """Bring a database to the newest schema and mark it with its number and as ours, all in one transaction.
 

@@ -20,30 +20,26 @@ from autoconv.store.contract import Qualification
 
 _log = logging.getLogger(__name__)
 
-RESULT_COLUMNS = (
-    "algorithm",
-    "version",
-    "parameters",
-    "status",
-    "samples_us",
-    "error",
-    "workspace_bytes",
-    "peak_bytes",
-    "detail",
-    "run",
-    "created",
-    "library",
-)
+RUN_COLUMNS = ("key", "created", "library")
+"""Columns of the runs table that `record_of` reads, in its order."""
+
+RESULT_COLUMNS = ("status", "samples_us", "error", "workspace_bytes", "peak_bytes", "detail")
 """Columns of the records table that `record_of` reads, in its order."""
 
 QUALIFICATION_COLUMNS = ("passed", "barred", "noise", "ceilings", "created")
 """Columns of the qualifications table that `qualification_of` reads, in its order."""
 
-_RESULT_TYPES = frozenset(
-    (str, str, str, int, str, str, str, error, workspace, peak, str, str, float, str)
+Candidate = tuple[str, int, str]
+"""Algorithm, version and parameters."""
+
+_TYPES = frozenset(
+    (str, float, str, str, str, error, workspace, peak, str)
     for error, workspace, peak in itertools.product((float, type(None)), (int, type(None)), (int, type(None)))
 )
-_UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError)
+_FLOATS = {float}
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # json.loads takes twice as long
+_STATUSES = {status.value: status for status in Status}
+_UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, RecursionError, StopIteration)
 """What reading JSON or a number that nobody checked can raise; RecursionError for `[[[[...`."""
 
 
@@ -51,9 +47,8 @@ def checked(problem: Problem, record: Record) -> Record:
     """The record as a store keeps it: plain floats, `detail` cut to MAX_DETAIL characters and encodable.
 
     Raises:
-        ValueError: it is of another problem, a sample is negative or not finite, its error is NaN, or
-        `created`
-            is not finite.
+        ValueError: it is of another problem, a sample is negative or not finite, its error is NaN, or `created` is not
+            finite.
     """
     if record.problem != problem.key:
         msg = f"a record of {record.problem!r} cannot be added to {problem.key!r}"
@@ -69,6 +64,10 @@ def checked(problem: Problem, record: Record) -> Record:
     if not math.isfinite(record.created):
         msg = f"created must be finite, got {record.created}"
         raise ValueError(msg)
+    plain = type(record.status) is Status and type(record.created) is float and type(record.samples_us) is tuple
+    plain = plain and _FLOATS.issuperset(map(type, record.samples_us))
+    if plain and len(record.detail) <= MAX_DETAIL and record.detail.isascii() and type(record.error) is type(error):
+        return record
     return dataclasses.replace(
         record,
         status=Status(record.status),
@@ -80,33 +79,65 @@ def checked(problem: Problem, record: Record) -> Record:
     )
 
 
-def record_row(record: Record) -> dict[str, Any]:
-    """The row of the records table that holds a checked record."""
-    row = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    row["status"] = record.status.value
-    row["samples_us"] = json.dumps(record.samples_us)
-    return row
+def result_row(record: Record) -> tuple[Any, ...]:
+    """RESULT_COLUMNS of a checked record."""
+    samples = "[" + ",".join(map(repr, record.samples_us)) + "]"
+    return record.status.value, samples, record.error, record.workspace_bytes, record.peak_bytes, record.detail
 
 
-def record_of(environment: str, problem: str, row: Sequence[Any]) -> Record | None:
-    """The record that RESULT_COLUMNS hold, None if they hold none."""
-    if tuple(map(type, (environment, problem, *row))) not in _RESULT_TYPES:
-        _log.debug("skipped a record of %s: a column has another type in %r", problem, row)
+def record_of(
+    environment: str, problem: str, candidate: Candidate | None, origin: str | None, row: tuple[Any, ...]
+) -> Record | None:
+    """The record of a candidate that RUN_COLUMNS and RESULT_COLUMNS hold, None if they hold none.
+
+    Neither is there one where the candidate or the origin that the row refers to cannot be understood.
+    """
+    if candidate is None or origin is None or tuple(map(type, row)) not in _TYPES:
+        _log.debug("skipped a record of %s: it refers to nothing or a column has another type in %r", problem, row)
         return None
+    run, created, library, status, samples, error, workspace, peak, detail = row
     try:
-        samples = json.loads(row[4])
-        if type(samples) is not list or not {float, int}.issuperset(map(type, samples)):
-            msg = "samples are no list of numbers"
-            raise ValueError(msg)
-        samples = tuple(map(float, samples))
-        if samples and not (min(samples) >= 0 and all(map(math.isfinite, samples))):
-            msg = "a sample is negative or not finite"
-            raise ValueError(msg)
-        _number(row[10])
-        return Record(problem, environment, row[0], row[1], row[2], Status(row[3]), samples, *row[5:])
-    except _UNREADABLE as error:
-        _log.debug("skipped a record of %s: %s", problem, error)
+        if not -math.inf < created < math.inf:
+            _number(created)
+        return Record(
+            problem,
+            environment,
+            *candidate,
+            _STATUSES[status],
+            samples_of(samples),
+            error,
+            workspace,
+            peak,
+            detail,
+            run,
+            created,
+            library,
+            origin,
+        )
+    except _UNREADABLE as reason:
+        _log.debug("skipped a record of %s: %r", problem, reason)
         return None
+
+
+def samples_of(text: str) -> tuple[float, ...]:
+    """The samples that a JSON text lists.
+
+    Raises:
+        ValueError, RecursionError, StopIteration: it lists none, or one is negative or not finite.
+    """
+    samples, end = _scan(text, 0)
+    if type(samples) is not list or end != len(text):
+        msg = "samples are no list"
+        raise ValueError(msg)
+    if not samples:
+        return ()
+    if set(map(type, samples)) != _FLOATS:
+        samples = [_number(sample) for sample in samples]
+    # A sum of finite numbers may be infinite, but no sum with NaN or inf among them is finite.
+    if not (min(samples) >= 0 and (sum(samples) < math.inf or all(map(math.isfinite, samples)))):
+        msg = "a sample is negative or not finite"
+        raise ValueError(msg)
+    return tuple(samples)
 
 
 def problem_row(problem: Problem) -> dict[str, Any]:
@@ -159,8 +190,8 @@ def environment_of(identity: object, circumstances: object) -> tuple[dict[str, o
         return None
 
 
-def qualification_row(qualification: Qualification) -> dict[str, Any]:
-    """The row of the qualifications table.
+def qualification_row(qualification: Qualification) -> tuple[Any, ...]:
+    """QUALIFICATION_COLUMNS of a qualification.
 
     Raises:
         ValueError: a number is not finite.
@@ -168,30 +199,31 @@ def qualification_row(qualification: Qualification) -> dict[str, Any]:
     if not (math.isfinite(qualification.noise) and math.isfinite(qualification.created)):
         msg = f"noise and created must be finite, got {qualification.noise} and {qualification.created}"
         raise ValueError(msg)
-    return {
-        "environment": qualification.environment,
-        "fingerprint": qualification.fingerprint,
-        "passed": json.dumps(sorted(qualification.passed)),
-        "barred": json_text(qualification.barred),
-        "noise": float(qualification.noise),
-        "ceilings": json_text(qualification.ceilings),
-        "created": float(qualification.created),
-    }
+    return (
+        json.dumps(sorted(qualification.passed)),
+        json_text(qualification.barred),
+        float(qualification.noise),
+        json_text(qualification.ceilings),
+        float(qualification.created),
+    )
 
 
-def qualification_of(environment: str, fingerprint: str, row: Sequence[Any]) -> Qualification | None:
+def qualification_of(
+    environment: str, fingerprint: str, origin: str | None, row: Sequence[Any]
+) -> Qualification | None:
     """The qualification that QUALIFICATION_COLUMNS hold, None if they hold none."""
     passed, barred, noise, ceilings, created = row
     try:
         pairs = frozenset((_text(algorithm), _text(dtype)) for algorithm, dtype in json.loads(passed))
         return Qualification(
-            environment=environment,
-            fingerprint=fingerprint,
+            environment=_text(environment),
+            fingerprint=_text(fingerprint),
             passed=pairs,
             barred=_texts(barred),
             noise=_number(noise),
             ceilings={name: _number(value) for name, value in _mapping(ceilings).items()},
             created=_number(created),
+            origin=_text(origin),
         )
     except _UNREADABLE as error:
         _log.debug("skipped a qualification of %s: %s", environment, error)

@@ -10,45 +10,48 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autoconv.errors import ReadOnlyError, StoreError
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store import rows
-from autoconv.store.connection import connect, failure
+from autoconv.store.connection import FAILURES, connect, failure, turn
 from autoconv.store.contract import Qualification, Store
+from autoconv.store.tables import LAST, Tables
 
-if TYPE_CHECKING:
-    from sqlite_utils import Database
-
-_RECORDS = f"SELECT {', '.join(rows.RESULT_COLUMNS)} FROM records WHERE environment = ? AND problem = ? ORDER BY id"
 # Answered from the index on (environment, problem) alone.
-_PROBLEMS = "SELECT problem FROM records WHERE environment = ? GROUP BY problem ORDER BY min(id)"
-_ENVIRONMENTS = """
-    SELECT id, identity, circumstances FROM environments WHERE identity IS NOT NULL ORDER BY rowid
+_PROBLEMS = """
+    SELECT problems.key
+    FROM (
+        SELECT problem, min(id) AS first FROM runs
+        WHERE environment = (SELECT id FROM environments WHERE key = ?) GROUP BY problem
+    ) JOIN problems ON problems.id = problem
+    ORDER BY first
 """
-_QUALIFICATION = f"""
-    SELECT {", ".join(rows.QUALIFICATION_COLUMNS)} FROM qualifications
-    WHERE environment = ? AND fingerprint = ?
-"""
-# An environment may have records before anyone described it, and is given its identity once.
-_DESCRIBE = """
-    INSERT INTO environments (id, identity, circumstances, first_seen, last_seen)
-    VALUES (:id, :identity, :circumstances, :now, :now)
-    ON CONFLICT (id) DO UPDATE SET
-        identity = coalesce(identity, excluded.identity),
-        circumstances = excluded.circumstances,
-        last_seen = excluded.last_seen
+_ENVIRONMENTS = "SELECT key, identity, circumstances FROM environments WHERE identity IS NOT NULL ORDER BY id"
+_PLACE = """
+    environment = (SELECT id FROM environments WHERE key = ?) AND problem = (SELECT id FROM problems WHERE key = ?)
 """
 _BEGIN = """
-    INSERT INTO notes (environment, problem, candidate, pid, started)
-    VALUES (:environment, :problem, :candidate, :pid, :started)
+    INSERT INTO notes (environment, problem, candidate, pid, started) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT (environment, problem, candidate) DO UPDATE SET
         times = times + 1,
         pid = excluded.pid,
         started = excluded.started
 """
+# By id, not by `noted`: clocks are set back, ids only rise.
+_PENDING = """
+    SELECT problems.key FROM pending JOIN problems ON problems.id = problem
+    WHERE environment = (SELECT id FROM environments WHERE key = ?) ORDER BY pending.id
+"""
+_QUALIFICATIONS = f"""
+    SELECT environments.key, fingerprint, origins.key, {", ".join(f"q.{c}" for c in rows.QUALIFICATION_COLUMNS)}
+    FROM qualifications q
+    JOIN environments ON environments.id = environment
+    LEFT JOIN origins ON origins.id = origin
+"""
+_GROUPS_AT_ONCE = 256
 
 
 def default_path() -> Path:
@@ -58,18 +61,21 @@ def default_path() -> Path:
     return Path(platformdirs.user_data_dir("autoconv")) / "autoconv.db"
 
 
-def open_store(path: str | os.PathLike[str], *, readonly: bool = False) -> Store:
+def open_store(path: str | os.PathLike[str], *, readonly: bool = False, immutable: bool = False) -> Store:
     """The store in a file; for writing, a missing file is created, for the user alone.
 
     Args:
         path: The file. A database that another machine wrote is welcome.
         readonly: Refuse every write, and create nothing. Works in folders that cannot be written, too.
+        immutable: With `readonly`, for a file that nothing writes, such as one that came with the package: it is read
+            as it lies there, without locks and without any file beside it.
 
     Raises:
         SchemaError: the file is no autoconv database, or a newer version's; it has not been changed.
         StoreError: it cannot be opened, or does not exist and may not be created.
+        ValueError: it is to be written and immutable.
     """
-    return SqliteStore(path, readonly=readonly)
+    return SqliteStore(path, readonly=readonly, immutable=immutable)
 
 
 class SqliteStore:
@@ -80,16 +86,21 @@ class SqliteStore:
     one across.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, readonly: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, readonly: bool = False, immutable: bool = False) -> None:
+        if immutable and not readonly:
+            msg = f"{path} cannot be written and immutable: open it with readonly=True"
+            raise ValueError(msg)
         self._file = Path(path).absolute()
         self._readonly = readonly
+        self._immutable = immutable
         self._closed = False
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._tables: Tables | None = None
         with _registering:
             _stores.add(self)
         with self._lock:
-            self._connection = connect(self._file, readonly=readonly)
+            self._connect()
 
     @property
     def readonly(self) -> bool:
@@ -104,14 +115,9 @@ class SqliteStore:
         Raises:
             TypeError, ValueError: a value that JSON cannot hold.
         """
-        row = {
-            "id": environment,
-            "identity": rows.json_text(identity),
-            "circumstances": rows.json_text(circumstances),
-            "now": time.time(),
-        }
-        with self._writing() as db:
-            db.execute(_DESCRIBE, row)
+        texts = rows.json_text(identity), rows.json_text(circumstances)
+        with self.writing() as (_, tables):
+            tables.describe(environment, *texts)
 
     def environments(self) -> dict[str, tuple[dict[str, object], dict[str, object]]]:
         """As the contract says."""
@@ -124,70 +130,80 @@ class SqliteStore:
     def add(self, problem: Problem, records: Sequence[Record]) -> None:
         """As the contract says."""
         kept = [rows.checked(problem, record) for record in records]
-        with self._writing() as db:
-            for environment in dict.fromkeys(record.environment for record in kept):
-                _know(db, environment, problem)
-                db.execute("DELETE FROM pending WHERE environment = ? AND problem = ?", (environment, problem.key))
-            db.table("records").insert_all(map(rows.record_row, kept))
+        with self.writing() as (connection, tables):
+            tables.add(problem, kept)
+            gone = [(environment, problem.key) for environment in {record.environment for record in kept}]
+            connection.executemany(f"DELETE FROM pending WHERE {_PLACE}", gone)
 
     def records(self, environment: str, problem: Problem) -> list[Record]:
         """As the contract says."""
-        key = problem.key
-        found = [rows.record_of(environment, key, row) for row in self._select(_RECORDS, (environment, key))]
-        return [record for record in found if record is not None]
+        with self._lock:
+            tables = self._open_tables()
+            try:
+                return tables.records(environment, problem.key)
+            except FAILURES as error:
+                raise failure("read", self._file, error) from error
 
     def problems(self, environment: str) -> list[Problem]:
         """As the contract says."""
         return _problems(self._select(_PROBLEMS, (environment,)))
 
+    def all_records(self, environment: str | None = None) -> Iterator[tuple[Problem, list[Record]]]:
+        """As the contract says."""
+        after, last = (0, 0), LAST
+        if environment is not None:
+            found = self._select("SELECT id FROM environments WHERE key = ?", (environment,))
+            if not found:
+                return
+            last = found[0][0]
+            after = (last, -1)
+        # In pages, so that nothing is held while the caller does what it wants with them.
+        while True:
+            with self._connected("read") as (_, tables):
+                groups = tables.groups(after, last, _GROUPS_AT_ONCE)
+                found = tables.records_of_groups(after, groups[-1]) if groups else []
+            if not groups:
+                return
+            yield from found
+            after = groups[-1]
+
     def begin(self, environment: str, problem: Problem, candidate: str) -> None:
         """As the contract says."""
-        note = {
-            "environment": environment,
-            "problem": problem.key,
-            "candidate": candidate,
-            "pid": os.getpid(),
-            "started": time.time(),
-        }
-        with self._writing() as db:
-            _know(db, environment, problem)
-            db.execute(_BEGIN, note)
+        with self.writing() as (connection, tables):
+            place = tables.environment(environment), tables.problem(problem)
+            connection.execute(_BEGIN, (*place, candidate, os.getpid(), time.time()))
 
     def end(self, environment: str, problem: Problem, candidate: str) -> None:
         """As the contract says."""
-        with self._writing() as db:
-            db.execute(
-                "DELETE FROM notes WHERE environment = ? AND problem = ? AND candidate = ?",
-                (environment, problem.key, candidate),
+        with self.writing() as (connection, _):
+            connection.execute(
+                f"DELETE FROM notes WHERE {_PLACE} AND candidate = ?", (environment, problem.key, candidate)
             )
 
     def unended(self, environment: str, problem: Problem) -> dict[str, int]:
         """As the contract says."""
         found = self._select(
-            "SELECT candidate, times FROM notes WHERE environment = ? AND problem = ? ORDER BY rowid",
-            (environment, problem.key),
+            f"SELECT candidate, times FROM notes WHERE {_PLACE} ORDER BY id", (environment, problem.key)
         )
         return {name: times for name, times in found if isinstance(name, str) and isinstance(times, int)}
 
     def note(self, environment: str, problem: Problem) -> None:
         """As the contract says."""
-        row = {"environment": environment, "problem": problem.key, "noted": time.time()}
-        with self._writing() as db:
-            _know(db, environment, problem)
-            db.table("pending").insert(row, ignore=True)
+        with self.writing() as (connection, tables):
+            connection.execute(
+                "INSERT INTO pending (environment, problem, noted) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                (tables.environment(environment), tables.problem(problem), time.time()),
+            )
 
     def pending(self, environment: str) -> list[Problem]:
         """As the contract says."""
-        # By rowid, not by `noted`: clocks are set back, rowids only rise.
-        return _problems(
-            self._select("SELECT problem FROM pending WHERE environment = ? ORDER BY rowid", (environment,))
-        )
+        return _problems(self._select(_PENDING, (environment,)))
 
     def forget(self, environment: str, problems: Iterable[Problem]) -> None:
         """As the contract says."""
         gone = [(environment, problem.key) for problem in problems]
-        with self._writing() as db:
-            db.conn.executemany("DELETE FROM pending WHERE environment = ? AND problem = ?", gone)
+        with self.writing() as (connection, _):
+            connection.executemany(f"DELETE FROM pending WHERE {_PLACE}", gone)
 
     def qualify(self, qualification: Qualification) -> None:
         """As the contract says.
@@ -196,15 +212,17 @@ class SqliteStore:
             ValueError: a number is not finite.
         """
         row = rows.qualification_row(qualification)
-        with self._writing() as db:
-            _know(db, qualification.environment)
-            db.table("qualifications").insert(row, replace=True)
+        with self.writing() as (_, tables):
+            tables.add_qualification(qualification.environment, qualification.fingerprint, qualification.origin, row)
 
     def qualification(self, environment: str, fingerprint: str) -> Qualification | None:
         """As the contract says."""
-        for row in self._select(_QUALIFICATION, (environment, fingerprint)):
-            return rows.qualification_of(environment, fingerprint, row)
-        return None
+        own = f"{_QUALIFICATIONS} WHERE environments.key = ? AND fingerprint = ? AND origin IS NULL"
+        return next(iter(_qualifications(self._select(own, (environment, fingerprint)))), None)
+
+    def qualifications(self) -> list[Qualification]:
+        """As the contract says."""
+        return _qualifications(self._select(f"{_QUALIFICATIONS} ORDER BY q.id"))
 
     def close(self) -> None:
         """As the contract says; twice is once."""
@@ -213,60 +231,63 @@ class SqliteStore:
             self._disconnect()
 
     def _select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        with self._connected("read") as connection:
-            return connection.execute(sql, parameters).fetchall()
+        with self._connected("read") as (_, tables):
+            return tables.select(sql, parameters)
 
     @contextmanager
-    def _writing(self) -> Iterator[Database]:
-        """A transaction that is committed when the block ends, and undone if it raises."""
+    def writing(self) -> Iterator[tuple[sqlite3.Connection, Tables]]:
+        """A transaction of this package's own, committed when the block ends and undone if it raises."""
         if self._readonly:
             msg = f"{self._file} is open for reading only"
             raise ReadOnlyError(msg)
-        with self._connected("write") as connection:
-            # Here, so that processes that only look up never wait the 0.2 s that its import takes.
-            from sqlite_utils import Database
-
-            db = Database(connection, recursive_triggers=False, execute_plugins=False)
+        with self._connected("write") as (connection, tables), turn(self._file):
             # IMMEDIATE takes its place in the queue of writers; a reader that turned writer could only fail.
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield db
-                db.commit()
+                yield connection, tables
+                connection.execute("COMMIT")
             except BaseException:
-                db.rollback()
+                tables.forget()
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 raise
 
     @contextmanager
-    def _connected(self, doing: str) -> Iterator[sqlite3.Connection]:
+    def _connected(self, doing: str) -> Iterator[tuple[sqlite3.Connection, Tables]]:
         """The connection, for this thread alone; whatever goes wrong with the file is a StoreError."""
         with self._lock:
-            if self._closed:
-                msg = f"{self._file} is closed"
-                raise StoreError(msg)
-            if self._connection is None:
-                self._connection = connect(self._file, readonly=self._readonly)
+            tables = self._open_tables()
+            assert self._connection is not None
             try:
-                yield self._connection
-            except (sqlite3.Error, OSError, OverflowError) as error:
+                yield self._connection, tables
+            except FAILURES as error:
                 raise failure(doing, self._file, error) from error
 
+    def _open_tables(self) -> Tables:
+        if self._closed:
+            msg = f"{self._file} is closed"
+            raise StoreError(msg)
+        return self._tables or self._connect()
+
+    def _connect(self) -> Tables:
+        self._connection = connect(self._file, readonly=self._readonly, immutable=self._immutable)
+        self._tables = Tables(self._connection)
+        return self._tables
+
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._tables = self._connection, None, None
         if connection is not None:
             connection.close()
-
-
-def _know(db: Database, environment: str, problem: Problem | None = None) -> None:
-    """Make sure that the rows which others refer to are there."""
-    now = time.time()
-    db.table("environments").insert({"id": environment, "first_seen": now, "last_seen": now}, ignore=True)
-    if problem is not None:
-        db.table("problems").insert(rows.problem_row(problem), ignore=True)
 
 
 def _problems(found: Iterable[tuple[Any, ...]]) -> list[Problem]:
     read = (rows.problem_of(key) for (key,) in found)
     return [problem for problem in read if problem is not None]
+
+
+def _qualifications(found: Iterable[tuple[Any, ...]]) -> list[Qualification]:
+    read = (rows.qualification_of(row[0], row[1], row[2] or "", row[3:]) for row in found)
+    return [qualification for qualification in read if qualification is not None]
 
 
 # A connection must not be carried across a fork, nor even closed in the child: its locks are the parent's

@@ -6,7 +6,8 @@ It reads requests from standard input and answers on standard output, a JSON obj
 database, as anywhere; the answer only says how it ended. Before a candidate runs its name goes to the witness.
 
     {"problem": <key>, "anew": false}      time one problem
-    {"ending": "timed", "run_s": 0.21}     it was; its candidates ran for so many seconds
+    {"ending": "timed", "run_s": 0.21}     it was; its candidates ran for so many seconds (and a device's first run,
+                                           where it was not known yet, took `first_run_s`)
     {"ending": "inaccurate", "why": ...}   it was, and nothing is accurate enough
     {"ending": "not timed", "why": ...}    it cannot be timed now
     {"ending": "lost", "why": ...}         a candidate broke the device; that is noted, and this process ends
@@ -34,7 +35,7 @@ from autoconv.dispatch import Dispatcher
 from autoconv.errors import AccuracyError, DeviceLostError, StoreError, TuningError
 from autoconv.problem import Problem
 from autoconv.settings import Settings
-from autoconv.sweep.witness import testify
+from autoconv.sweep.witness import saw
 from autoconv.tuning.bench import DeviceBench
 from autoconv.tuning.verification import Verdict
 
@@ -66,11 +67,11 @@ class WitnessedBench(DeviceBench):
         return self._told(super().peak_bytes, candidate)
 
     def _told(self, method: Callable[..., Result], candidate: Candidate, *arguments: Any) -> Result:
-        testify(self.witness, candidate.name)
+        saw(self.witness, candidate.name)
         try:
             return method(candidate, *arguments)
         finally:
-            testify(self.witness, "")
+            saw(self.witness, "")
 
 
 class Child:
@@ -87,18 +88,23 @@ class Child:
         self._settings = chosen
         self._device = device
         self._bench: DeviceBench | None = None
+        self._started = self._first_run_s = 0.0
         self._tuner = Dispatcher(bench=self._make_bench, isolated=True)
-        testify(witness, "")
+        saw(witness, "")
 
     def _make_bench(self, problem: Problem, device: mx.Device, /, *, memory_bytes: float) -> DeviceBench:
+        began = time.monotonic()
         bench = WitnessedBench(problem, device, memory_bytes=memory_bytes)
         bench.witness = self._witness
         self._bench = bench
+        if not self._first_run_s:
+            self._first_run_s = began - self._started
         return bench
 
     def time(self, problem: Problem, *, anew: bool) -> Answer:
         """The answer to one request."""
         answer: Answer = {"ending": "timed"}
+        self._started, before = time.monotonic(), self._first_run_s
         try:
             self._tuner.tune(problem, self._settings, self._device, anew=anew)
         except AccuracyError as error:
@@ -110,7 +116,7 @@ class Child:
         except StoreError as error:
             answer = {"ending": "store", "why": str(error)}
         bench, self._bench = self._bench, None
-        return answer | {"run_s": bench.run_s if bench else 0.0}
+        return answer | {"run_s": bench.run_s if bench else 0.0, "first_run_s": self._first_run_s - before}
 
     def answer(self, requests: Iterable[str], tell: Callable[[Answer], None]) -> None:
         """Answer requests until there are no more, or the device is lost."""

@@ -30,7 +30,7 @@ from autoconv.measurer import STRIKES
 from autoconv.problem import Problem
 from autoconv.settings import Settings
 from autoconv.store import Store, default_path
-from autoconv.sweep.witness import testify, testimony
+from autoconv.sweep.witness import last_seen, saw
 
 COMMAND = (sys.executable, "-m", "autoconv.sweep.child")
 
@@ -61,6 +61,7 @@ class Isolated:
 
     Attributes:
         run_s: Seconds that candidates ran in all.
+        first_run_s: Seconds that children took for a device's first run, where it was not known yet.
         children: How many processes were begun.
     """
 
@@ -78,6 +79,7 @@ class Isolated:
         self._start_s = start_s
         self._child: _Child | None = None
         self.run_s = 0.0
+        self.first_run_s = 0.0
         self.children = 0
 
     def __enter__(self) -> Isolated:
@@ -126,6 +128,7 @@ class Isolated:
 
     def _decision(self, answer: dict[str, Any], problem: Problem, settings: Settings, device: mx.Device) -> Decision:
         self.run_s += answer["run_s"]
+        self.first_run_s += answer["first_run_s"]
         if answer["ending"] == "inaccurate":
             raise AccuracyError(answer["why"])
         if answer["ending"] == "store":
@@ -175,7 +178,7 @@ class _Child:
     def __init__(self, command: Sequence[str], options: dict[str, Any]) -> None:
         self.options = options
         self._witness = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child
-        testify(self._witness.fileno(), "")
+        saw(self._witness.fileno(), "")
         # MLX ends a process after 256 shapes of convolutions unless this check is off.
         environ = os.environ | {"MLX_ENABLE_CACHE_THRASHING_CHECK": "0"}
         self._process = subprocess.Popen(
@@ -209,7 +212,7 @@ class _Child:
             try:
                 line = self._lines.get(timeout=_POLL_S)
             except queue.Empty:
-                seen = testimony(self._witness.fileno())
+                seen = last_seen(self._witness.fileno())
                 limit_s = stuck_s if seen.candidate else start_s + stuck_s
                 if time.monotonic() - max(asked, seen.since) > limit_s:
                     self._process.kill()
@@ -229,7 +232,7 @@ class _Child:
                 how = f"was ended by {signal.Signals(-code).name}"
             except ValueError:
                 how = f"was ended by signal {-code}"
-        return _Death(how, testimony(self._witness.fileno()).candidate)
+        return _Death(how, last_seen(self._witness.fileno()).candidate)
 
     def close(self, *, at_once: bool) -> None:
         """End it."""

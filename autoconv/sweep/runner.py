@@ -83,6 +83,11 @@ class Outcome:
             return None
         return 1 + self.decision.margin
 
+    @property
+    def failed(self) -> bool:
+        """Whether it was not timed, or no candidate does it accurately."""
+        return self.ending in {Ending.NOT_TIMED, Ending.INACCURATE}
+
     def _median(self, candidate: str) -> float | None:
         if self.decision is None:
             return None

@@ -74,6 +74,9 @@ from typing import TypeAlias, TypeVar
 from autoconv.problem import ITEM_BYTES, Problem, Triple, dilated
 from autoconv.sweep.workload import Layer
 
+MAX_GFLOP = 3000.0
+"""Default of the most GFLOP of a layer."""
+
 MIN_GFLOP = 0.01
 """Least cost that is drawn; below, a launch is all there is to measure."""
 
@@ -117,7 +120,7 @@ _STEPS = {1: 20, 2: 25, 4: 25, 8: 30}
 
 
 def random_layers(
-    count: int, seed: int = 0, *, max_gflop: float = 3000.0, dtypes: Sequence[str] | None = None
+    count: int, seed: int = 0, *, max_gflop: float = MAX_GFLOP, dtypes: Sequence[str] | None = None
 ) -> list[Layer]:
     """`count` random layers, no problem twice; the module's docstring tells how they are distributed.
 

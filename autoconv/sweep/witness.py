@@ -11,7 +11,7 @@ _BYTES = 512
 
 
 @dataclass(frozen=True)
-class Testimony:
+class Sighting:
     """What a process was doing.
 
     Attributes:
@@ -23,16 +23,16 @@ class Testimony:
     candidate: str
 
 
-def testify(witness: int, candidate: str) -> None:
+def saw(witness: int, candidate: str) -> None:
     """Write to a file's descriptor that a candidate is about to run, or with no name that none does; takes 2 us."""
     text = json.dumps([time.monotonic(), candidate]).encode()
     os.pwrite(witness, text[:_BYTES].ljust(_BYTES), 0)
 
 
-def testimony(witness: int) -> Testimony:
+def last_seen(witness: int) -> Sighting:
     """What was written down last; that nothing runs, where it cannot be read."""
     try:
         since, candidate = json.loads(os.pread(witness, _BYTES, 0))
-        return Testimony(float(since), str(candidate))
+        return Sighting(float(since), str(candidate))
     except (ValueError, TypeError):
-        return Testimony(time.monotonic(), "")
+        return Sighting(time.monotonic(), "")

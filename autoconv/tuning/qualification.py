@@ -15,10 +15,11 @@ import numpy as np
 from autoconv import accuracy
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, candidates
-from autoconv.decision import NATIVE, ratio
+from autoconv.decision import NATIVE
 from autoconv.environment import Environment
 from autoconv.errors import DeviceLostError
 from autoconv.problem import Kind, Problem
+from autoconv.rank_sum import ratio
 from autoconv.store.contract import Qualification
 from autoconv.tuning.bench import Bench, Clock, DeviceBench, timing_stream
 from autoconv.tuning.tuner import MIN_SAMPLE_S

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field, replace
 from autoconv import accuracy as accuracies
 from autoconv._version import __version__
 from autoconv.algorithms import Candidate
-from autoconv.decision import LOSER, MIN_MARGIN, NATIVE, ratio
+from autoconv.decision import LOSER, MIN_MARGIN, NATIVE
 from autoconv.errors import DeviceLostError, TuningError
 from autoconv.problem import Problem
+from autoconv.rank_sum import ratio
 from autoconv.record import MAX_DETAIL, Record, Status
 from autoconv.tuning.bench import Bench, Clock, is_out_of_memory
 from autoconv.tuning.verification import Verdict

@@ -1,0 +1,122 @@
+"""`autoconv export` and `autoconv import`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autoconv.cli._common import Command, database_option, json_option, progress_of, settings
+
+
+@click.command(cls=Command, epilog="Example: autoconv export m3-max.db --device 'M3 Max' --network wan21")
+@click.argument("out", type=click.Path(path_type=Path), metavar="FILE.{db,sqlite,jsonl,csv}")
+@click.option("--device", default="", help="Only measurements on devices with this in their name, such as M3.")
+@click.option("--environment", default="", help="Only measurements of the environment whose id begins so.")
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    help="Only its convolutions, in every dtype and with their gradients: a packaged workload, a network in one, or a "
+    "CSV file; may be given more than once.",
+)
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@database_option
+def export(
+    out: Path, device: str, environment: str, networks: Sequence[str], force: bool, database: Path | None
+) -> None:
+    """Write measurements to one file for others: a database, JSON lines or a table, as its suffix says.
+
+    No host name, path or pid leaves with them. Other options than --force each leave some out.
+    """
+    from autoconv.store import Selection
+    from autoconv.store import export as write
+
+    selection = Selection(device, environment, _problems(networks) if networks else None)
+    source = _database(database)
+    with progress_of("exporting") as tell:
+        exported = write(source, out, selection=selection, force=force, tell=tell)
+    click.echo(f"{out}: {exported.records} records of {exported.environments} environments")
+    if not exported.records and not selection.is_everything:
+        msg = f"nothing in {source} is selected; the file holds no records"
+        raise click.ClickException(msg)
+
+
+@click.command("import", cls=Command, epilog="Example: autoconv import m3-max.db m2.jsonl")
+@click.argument("files", type=click.Path(path_type=Path), metavar="FILE ...", nargs=-1, required=True)
+@database_option
+@json_option
+def import_(files: Sequence[Path], database: Path | None, as_json: bool) -> None:
+    """Add the measurements of exported FILEs to the database; what is there already is not added again.
+
+    Every row is checked, and nothing in a file is executed. Exit code 1 where a row was refused or a file could not be
+    read to its end; all other rows are added.
+    """
+    from autoconv.algorithms import algorithms
+    from autoconv.errors import AutoconvError
+    from autoconv.store import import_file
+
+    known, target = {algorithm.name for algorithm in algorithms()}, _database(database)
+    reports: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            with progress_of(file.name) as tell:
+                reports.append(_report(file, import_file(target, file, known=known, tell=tell)))
+        except (AutoconvError, ValueError) as error:
+            reports.append({"file": str(file), "error": " ".join(str(error).split())})
+    if as_json:
+        click.echo(json.dumps(reports, indent=2))
+    else:
+        for report in reports:
+            _print(report)
+    if any(report.get("error") or report["rejected"] for report in reports):
+        raise click.exceptions.Exit(1)
+
+
+def _database(database: Path | None) -> Path:
+    from autoconv.store import default_path
+
+    return Path(settings(database).database or default_path())
+
+
+def _problems(networks: Sequence[str]) -> list[Any]:
+    """The convolutions of packaged workloads, of networks in them, and of workload files."""
+    from autoconv.sweep import packaged_workloads, read_workload
+
+    packaged, problems = packaged_workloads(), []
+    for name in networks:
+        if name in packaged or Path(name).suffix.lower() == ".csv":
+            found = read_workload(packaged.get(name, Path(name)))
+        else:
+            layers = (layer for path in packaged.values() for layer in read_workload(path))
+            found = [layer for layer in layers if layer.network.casefold() == name.casefold()]
+        if not found:
+            msg = f"no network is named {name}: name a CSV file, or one of {', '.join(packaged)}"
+            raise click.ClickException(msg)
+        problems += [layer.problem for layer in found]
+    return problems
+
+
+def _report(file: Path, imported: Any) -> dict[str, Any]:
+    rejected = {reason: vars(row) for reason, row in imported.rejected.items()}
+    fields = ("added", "known", "problems", "environments", "qualifications")
+    return {
+        "file": str(file),
+        **{name: getattr(imported, name) for name in fields},
+        "rejected": rejected,
+        "error": " ".join(imported.broken.split()),
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    file = report["file"]
+    if "added" in report:
+        more = f"{report['environments']} new environments, {report['problems']} new problems"
+        click.echo(f"{file}: {report['added']} records added, {report['known']} known already; {more}")
+        for reason, row in report["rejected"].items():
+            click.echo(f"{file}: {row['count']} rows refused: {reason}, first {row['example']}", err=True)
+    if report["error"]:
+        click.echo(f"Error: {report['error']}", err=True)

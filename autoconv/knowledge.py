@@ -1,0 +1,148 @@
+"""What databases tell of a problem before anything is timed.
+
+The user's own database is asked first, then those that came with the package. Both tell of this very environment; what
+kin of it have is only a reason to try (see `kin`). What came in a file runs only where its algorithm passed this
+device's first run in that dtype: else nothing has been verified here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from autoconv.algorithms import Algorithm, Candidate, candidates, find
+from autoconv.decision import NATIVE, Decision, Limits, Source, choose
+from autoconv.environment import Environment
+from autoconv.errors import StoreError
+from autoconv.kin import are_kin, differences
+from autoconv.problem import Kind, Problem
+from autoconv.record import Record
+from autoconv.store import Qualification, Store
+from autoconv.tuning.qualification import fingerprint
+from autoconv.warn import WarnOnce
+
+Shipped = Callable[[], Mapping[str, Store]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        problem: The problem.
+        where: Where it is to run.
+        accuracy: `"native"`, `"strict"` or a relative L2 error.
+        memory_bytes: Bytes that a candidate may take beyond its operands.
+        may_time: Whether what is missing could be timed; if not, runs without candidates in chunks tell as well.
+        passed: What this device's first run found out; None before that.
+    """
+
+    problem: Problem
+    where: Environment
+    accuracy: str | float
+    memory_bytes: float
+    may_time: bool
+    passed: Qualification | None
+
+
+class Knowledge:
+    """Asks databases. May be used from any thread.
+
+    Args:
+        registry: The algorithms to choose among.
+        shipped: Opens the databases that came with the package, by name; called once, when they are first needed.
+        warn: Warns once of each thing.
+    """
+
+    def __init__(self, registry: Sequence[Algorithm], shipped: Shipped, warn: WarnOnce) -> None:
+        self._algorithms = tuple(registry)
+        self._order = {f"{a.name}@{a.version}": i for i, a in enumerate(self._algorithms)}
+        self._shipped = functools.cache(shipped)
+        self._warn = warn
+
+    def candidates(self, question: Question) -> tuple[Candidate, ...]:
+        """All candidates that apply."""
+        return candidates(question.problem, question.where.backend, self._algorithms, question.memory_bytes)
+
+    def choose(self, records: Sequence[Record], question: Question, source: Source) -> Decision | None:
+        """The decision that records of this environment, or of kin, make; None where they do not tell."""
+        problem = question.problem
+        noise = question.passed.noise if question.passed else 0.0
+        found = choose(
+            records,
+            Limits(question.accuracy, question.memory_bytes, noise),
+            problem.dtype,
+            self._order,
+            source,
+            operand_bytes=problem.bytes,
+            chunked=[c.name for c in self.candidates(question) if c.chunks] if question.may_time else (),
+        )
+        if found is None or find(found.candidate, problem, question.where.backend, self._algorithms) is None:
+            return None
+        return found
+
+    def own(self, records: Sequence[Record], question: Question, source: Source = Source.DATABASE) -> Decision | None:
+        """The decision of the user's own records; of those that were measured here, where it may not rest on files."""
+        found = self.choose(records, question, source)
+        if found is None or self._is_verified(found, question.problem, question.passed):
+            return found
+        return self.choose([r for r in records if not r.origin], question, source)
+
+    def shipped(self, question: Question) -> Decision | None:
+        """The decision of a database that came with the package."""
+        where = question.where
+        for store in self._shipped().values():
+            try:
+                records = store.records(where.id, question.problem)
+                asked_for = fingerprint(self._algorithms, gradients=question.problem.kind is not Kind.FORWARD)
+                known = store.qualification(where.id, asked_for) if records else None
+            except StoreError as error:
+                self._warn("shipped", str(error))
+                continue
+            barred = question.passed.barred if question.passed else {}
+            records = [r for r in records if r.algorithm == NATIVE or r.algorithm not in barred]
+            # What that device's first run found out is true of this one, which is its like; its own counts for more.
+            found = self.choose(records, replace(question, passed=question.passed or known), Source.SHIPPED)
+            if found is not None and self._is_verified(found, question.problem, question.passed or known):
+                return found
+        return None
+
+    def of_kin(self, own: Store, question: Question) -> Decision | None:
+        """What was decided in an environment that is kin to this one, the nearest first; None where none tells."""
+        here = question.where.identity
+        stores = [(Source.DATABASE, own), *((Source.SHIPPED, store) for store in self._shipped().values())]
+        for source, store in stores:
+            try:
+                kin = [(key, other) for key, (other, _) in store.environments().items() if are_kin(other, here)]
+                kin.sort(key=lambda pair: (sum(pair[1].get(n) != here.get(n) for n in {*pair[1], *here}), pair[0]))
+                for key, identity in kin:
+                    found = self.choose(store.records(key, question.problem), question, source)
+                    if found is not None and found.accurate and found.within_memory:
+                        return replace(found, reason=f"{found.reason}, where {differences(identity, here)}")
+            except StoreError as error:
+                self._warn("store", str(error))
+        return None
+
+    def is_qualified(self, found: Decision, question: Question) -> bool:
+        """Whether a candidate's algorithm passed this device's first run in the problem's dtype."""
+        return _has_passed(found, question.problem, question.passed)
+
+    def _is_verified(self, found: Decision, problem: Problem, passed: Qualification | None) -> bool:
+        """Whether a candidate was verified on such a device, by who measured it here or by the device's first run."""
+        winner = next((v for v in found.verdicts if v.record.candidate == found.candidate), None)
+        measured_here = winner is not None and found.source is not Source.SHIPPED and "" in winner.origins
+        return measured_here or _has_passed(found, problem, passed)
+
+    def close(self) -> None:
+        """Close the databases that came with the package."""
+        if self._shipped.cache_info().currsize:
+            for store in self._shipped().values():
+                store.close()
+            self._shipped.cache_clear()
+
+
+def _has_passed(found: Decision, problem: Problem, passed: Qualification | None) -> bool:
+    if found.candidate == NATIVE:
+        return True
+    return passed is not None and (found.candidate.partition("(")[0], problem.dtype) in passed.passed

@@ -1,0 +1,31 @@
+"""Scrubbing: text loses what tells of the machine and its user."""
+
+from __future__ import annotations
+
+import functools
+import re
+import socket
+
+from autoconv.record import MAX_DETAIL
+
+# Two names at least, so that `a/b`, `1/2` and `/` stay; not within a word nor after `//`, so that URLs do.
+_PATH = re.compile(r"(?<!\w)(?<!:/)/[^\s/:\"'<>]+(?:/[^\s/:\"'<>]*)+")
+
+
+def scrub(text: str, hosts: tuple[str, ...]) -> str:
+    """The text without absolute paths and without these host names, of `MAX_DETAIL` characters at most."""
+    text = _PATH.sub("<path>", text)
+    for host in hosts:
+        text = re.sub(rf"(?<!\w){re.escape(host)}(?!\w)", "<host>", text, flags=re.IGNORECASE)
+    return text[:MAX_DETAIL]
+
+
+def scrubbed(text: str) -> str:
+    """The text without absolute paths and without this machine's names."""
+    return scrub(text, _host_names(socket.gethostname())) if text else text
+
+
+@functools.lru_cache
+def _host_names(name: str) -> tuple[str, ...]:
+    """A machine's names, the longest first: `studio.local`, `studio`."""
+    return tuple(dict.fromkeys(part for part in (name, name.partition(".")[0]) if part))
