@@ -139,7 +139,11 @@ class Dispatcher:
 
     def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
         """The decision that the user's own database makes under these settings, None where it does not tell."""
-        question = self._question(problem, settings, device)
+        return self.look_up_in(environment.of(device), problem, settings)
+
+    def look_up_in(self, where: Environment, problem: Problem, settings: Settings) -> Decision | None:
+        """As `look_up`, for an environment that may be another machine's."""
+        question = self._question(problem, settings, where)
         records: list[Record] = []
         try:
             records = self.store(settings).records(question.where.id, problem)
@@ -154,11 +158,11 @@ class Dispatcher:
     def _known(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
         """The decision of the user's own database, or of one that came with the package. Never times."""
         found = self.look_up(problem, settings, device)
-        return found or self._knowledge.shipped(self._question(problem, settings, device))
+        return found or self._knowledge.shipped(self._question(problem, settings, environment.of(device)))
 
     def _of_kin(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
         """What won in an environment that is kin to this one; under `predict` only what was verified here."""
-        question = self._question(problem, settings, device)
+        question = self._question(problem, settings, environment.of(device))
         found = self._knowledge.of_kin(self.store(settings), question)
         if (
             found is not None
@@ -172,7 +176,9 @@ class Dispatcher:
         """`_known`, which however begins no database."""
         known = (settings.database, settings.readonly) in self._stores
         if not known and self._open_store is _open and not (settings.database or default_path()).exists():
-            return self._knowledge.shipped(self._question(problem, settings, device, store=MemoryStore()))
+            return self._knowledge.shipped(
+                self._question(problem, settings, environment.of(device), store=MemoryStore())
+            )
         return self._known(problem, settings, device)
 
     def tune(self, problem: Problem, settings: Settings, device: mx.Device, *, anew: bool = True) -> Decision:
@@ -318,7 +324,7 @@ class Dispatcher:
             self._keep(store, problem, records, strict=strict)
         # Of all that is known by now, as the next process will; of this run alone where that cannot be read.
         found = self.look_up(problem, settings, device) or self._knowledge.choose(
-            records, self._question(problem, settings, device), Source.MEASURED
+            records, self._question(problem, settings, environment.of(device)), Source.MEASURED
         )
         if found is None:
             msg = "its measurement does not tell under these settings"
@@ -338,10 +344,9 @@ class Dispatcher:
         return problem.addressable or any(candidate.chunks for candidate in found)
 
     def _question(
-        self, problem: Problem, settings: Settings, device: mx.Device, store: Store | None = None
+        self, problem: Problem, settings: Settings, where: Environment, store: Store | None = None
     ) -> Question:
         """What databases are asked, the user's own among them by default."""
-        where = environment.of(device)
         own = self.store(settings) if store is None else store
         return Question(
             problem,
