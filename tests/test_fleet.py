@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import dask
 import psutil
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,15 +32,16 @@ import autoconv
 from autoconv import device_lock, environment, settings
 from autoconv._backend import mx
 from autoconv.algorithms import algorithms, candidates
+from autoconv.cli import main
 from autoconv.environment import Environment
 from autoconv.errors import AutoconvWarning, FleetError
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
 from autoconv.store import MemoryStore, Qualification, Store, open_store
 from autoconv.sweep import Layer, fleet_worker, scheduler, wire
-from autoconv.sweep.fleet import FleetOutcome, sweep_fleet
+from autoconv.sweep.fleet import sweep_fleet
 from autoconv.sweep.fleet_worker import hello, time_problem
-from autoconv.sweep.runner import Ending
+from autoconv.sweep.runner import Ending, Outcome
 from autoconv.sweep.scheduler import Failure, checked_address
 from autoconv.tuning.qualification import fingerprint
 
@@ -153,13 +155,13 @@ def other_environment(width: str = "19") -> Environment:
 class Sweep:
     """A sweep in a thread, whose outcomes are seen as they come."""
 
-    told: list[FleetOutcome]
+    told: list[Outcome]
     stop: threading.Event
     thread: threading.Thread
-    returned: list[FleetOutcome]
+    returned: list[Outcome]
     raised: list[FleetError]
 
-    def end(self) -> list[FleetOutcome]:
+    def end(self) -> list[Outcome]:
         self.thread.join()
         assert not self.raised
         return self.returned
@@ -318,6 +320,29 @@ def test_an_encrypted_fleet(tmp_path: Path, store: Store) -> None:
             sweep_fleet([layer(4)], cluster.address, SETTINGS, store)
 
 
+def test_the_command_sweeps_over_a_fleet_and_shows_each_device(
+    cluster: Cluster, qualified: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "layers.csv"
+    rows = [f"net,1,3,4,{width},4,4,3,3,3" for width in (4, 5, 6)]
+    path.write_text("\n".join(["model,N,D,H,W,C_in,C_out,KD,KH,KW", *rows]))
+    cluster.worker("a")
+    command = ["sweep", str(path), "--scheduler", cluster.address, "--database", str(qualified)]
+    done = CliRunner().invoke(main, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["summary"]["endings"] == {"timed": 3}
+    assert {(o["environment"], o["device"]) for o in found["outcomes"]} == {(HERE.id, str(HERE))}
+    shown = CliRunner().invoke(main, command)
+    assert shown.exit_code == 0
+    assert str(HERE) in shown.stdout
+    assert "3 problems: 3 known" in shown.stdout
+    refused = CliRunner().invoke(main, [*command[:3], "tcp://192.0.2.1:8786"])
+    assert refused.exit_code == 1
+    assert "--insecure" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
 def test_a_lost_scheduler_costs_nothing_that_was_timed(cluster: Cluster, store: Store) -> None:
     cluster.worker("worker")
     layers = [layer(width) for width in range(4, 44)]
@@ -439,7 +464,7 @@ class Played:
     def finish(self, tasks: Sequence[object], limit_s: float) -> bool:
         return True
 
-    def sweep(self, layers: Sequence[Layer], store: Store, **options: Any) -> list[FleetOutcome]:
+    def sweep(self, layers: Sequence[Layer], store: Store, **options: Any) -> list[Outcome]:
         return sweep_fleet(
             layers, "tcp://127.0.0.1:1", SETTINGS, store, connect=self.connect, clock=self.clock, **options
         )

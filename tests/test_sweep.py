@@ -29,10 +29,11 @@ from autoconv.problem import Problem
 from autoconv.record import Record, Status
 from autoconv.report import tables
 from autoconv.settings import Settings
-from autoconv.store import open_store
+from autoconv.store import MemoryStore, open_store
 from autoconv.sweep import Layer
+from autoconv.sweep.measured import as_measured, measured_in
 from autoconv.sweep.order import Measured
-from autoconv.sweep.runner import Ending, Outcome, as_measured, stopping, sweep, unique
+from autoconv.sweep.runner import Ending, Outcome, stopping, sweep, unique
 
 CPU = mx.Device(mx.cpu)
 HERE = settings.from_environment({})
@@ -274,6 +275,19 @@ def test_kill_9_at_any_moment_leaves_every_finished_record(qualified: Path, tmp_
     store = open_store(qualified)
     assert len([p for where in store.environments() for p in store.problems(where)]) == 40
     store.close()
+
+
+def test_a_database_tells_of_its_problems_up_to_a_number(tmp_path: Path) -> None:
+    store = MemoryStore()
+    for width in (4, 5, 6):
+        problem = layer(width).problem
+        times = {"native": 8.0, "kd_decomposition": 4.0 if width == 5 else 9.0}
+        rows = [Record(problem.key, "here", name, 1, "", Status.OK, (us,) * 6, 1e-7) for name, us in times.items()]
+        store.add(problem, rows)
+    found = measured_in(store, "here")
+    assert [(m.problem.input_shape[3], m.native_us, m.gain) for m in found] == [(4, 8, 0), (5, 8, 1), (6, 8, 0)]
+    assert measured_in(store, "here", most=2) == found[:2]
+    assert measured_in(store, "elsewhere") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,28 @@ def settings(database: Path | None, **changes: object) -> Any:
     return given.with_changes(given.current(), chosen)
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A progress bar, or none.
+
+    Attributes:
+        advance: Counts one more, and shows a text.
+        expect: Sets how many there are in all.
+    """
+
+    advance: Callable[[str], None]
+    expect: Callable[[int], None]
+
+
 @contextmanager
-def progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
-    """A progress bar on stderr, where that is a terminal; yields what counts one more with a text."""
+def progress(total: int | None, what: str) -> Iterator[Bar]:
+    """A progress bar on stderr, where that is a terminal; with None it is not known yet how many there are."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     stderr = Console(stderr=True)
     if not stderr.is_terminal:
-        yield lambda _: None
+        yield Bar(lambda _: None, lambda _: None)
         return
     columns = (
         TextColumn(what),
@@ -74,7 +88,10 @@ def progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
     )
     with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task(what, total=total, text="")
-        yield lambda text: progress.update(task, advance=1, text=text)
+        yield Bar(
+            advance=lambda text: progress.update(task, advance=1, text=text),
+            expect=lambda total: progress.update(task, total=total),
+        )
 
 
 @contextmanager

@@ -36,8 +36,8 @@ def _demo(database: Path, as_json: bool) -> None:
     if not as_json:
         device = environment.of(mx.default_device())
         console.print(f"Real layers on {device}; a crop is a smaller frame, its channels are the network's own.\n")
-    with stopping() as stop, progress(total, "tuning") as advance:
-        outcomes = demos.first_run(database, stop=stop, tell=lambda o: advance(o.layer.network))
+    with stopping() as stop, progress(total, "tuning") as bar:
+        outcomes = demos.first_run(database, stop=stop, tell=lambda o: bar.advance(o.layer.network))
     if len(outcomes) < total:
         raise click.exceptions.Exit(INTERRUPTED)
     second = demos.second_run(database)

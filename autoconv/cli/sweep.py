@@ -6,6 +6,7 @@ import json
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from autoconv.cli._common import INTERRUPTED, Command, json_option, progress, se
 
 if TYPE_CHECKING:
     from autoconv.settings import Settings
-    from autoconv.sweep import Layer
+    from autoconv.sweep import Layer, Measured
     from autoconv.sweep.runner import Outcome
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -91,6 +92,17 @@ class _Asked:
     help="On a Mac, go on as well on battery, in Low Power Mode or throttled, where a sweep pauses otherwise.",
 )
 @click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Spread the work over the workers of a Dask scheduler, such as tls://HOST:8786, instead of timing here.",
+)
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Go to a scheduler beyond this machine without encryption. Dask runs what it is sent: whoever is on that "
+    "network can run anything on the workers and here.",
+)
+@click.option(
     "-o",
     "--database",
     type=click.Path(path_type=Path),
@@ -102,11 +114,13 @@ def sweep(
     time_limit: float | None,
     resume: bool,
     on_battery: bool,
+    scheduler: str | None,
+    insecure: bool,
     database: Path | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Time the convolutions of WORKLOADs on this device, those that the database does not tell of yet.
+    """Time the convolutions of WORKLOADs on this device or a fleet's, those that the database does not tell of yet.
 
     A WORKLOAD is a CSV file with a convolution a row, or the name of one that comes with the package. Each is timed in
     a process of its own, so that a candidate that ends it ends no sweep. Ctrl-C ends after the current convolution;
@@ -123,34 +137,45 @@ def sweep(
 
     chosen = settings(database, policy="measure")
     layers = _layers(wanted, chosen)
-    limit_s = math.inf if time_limit is None else time_limit
     with stopping() as stop:
-        outcomes, spent = _here(layers, chosen, not resume, limit_s, stop, on_battery)
+        how = _How(chosen, not resume, math.inf if time_limit is None else time_limit, stop, on_battery)
+        swept = _here(layers, how) if scheduler is None else _fleet(layers, how, scheduler, insecure)
+    outcomes = swept.outcomes
     if as_json:
-        click.echo(json.dumps(tables.outcomes_dict(outcomes) | {"seconds": spent}, indent=2))
+        click.echo(json.dumps(tables.outcomes_dict(outcomes) | {"seconds": swept.seconds}, indent=2))
     else:
         tables.print_outcomes(tables.console(), outcomes)
-    left = len(layers) - len(outcomes)
-    if left:
+    if len(outcomes) < swept.expected:
         why = "stopped" if stop.is_set() else "its time was up"
-        click.echo(f"{why} after {len(outcomes)} of {len(layers)}; the same command goes on from there", err=True)
+        click.echo(f"{why} after {len(outcomes)} of {swept.expected}; the same command goes on from there", err=True)
     if stop.is_set():
         raise click.exceptions.Exit(INTERRUPTED)
     if tables.failures(outcomes):
         raise click.exceptions.Exit(1)
 
 
-def _here(
-    layers: Sequence[Layer],
-    chosen: Settings,
-    refresh: bool,
-    limit_s: float,
-    stop: threading.Event,
-    on_battery: bool,
-) -> tuple[list[Outcome], dict[str, float]]:
-    """The outcomes of a sweep on this machine, and where its seconds went."""
-    import time
+@dataclass(frozen=True)
+class _How:
+    """How layers are to be timed."""
 
+    chosen: Settings
+    refresh: bool
+    limit_s: float
+    stop: threading.Event
+    on_battery: bool
+
+
+@dataclass(frozen=True)
+class _Swept:
+    """What a sweep did: its outcomes, how many there would be in all, and where its seconds went."""
+
+    outcomes: Sequence[Outcome]
+    expected: int
+    seconds: dict[str, float]
+
+
+def _here(layers: Sequence[Layer], how: _How) -> _Swept:
+    """A sweep on this machine."""
     from autoconv._backend import mx
     from autoconv.dispatch import dispatcher
     from autoconv.sweep.isolated import Isolated
@@ -161,28 +186,88 @@ def _here(
         click.echo(f"autoconv: {text}", err=True)
 
     def wait() -> None:
-        if not on_battery:
-            wait_until_unhindered(stop, say)
+        if not how.on_battery:
+            wait_until_unhindered(how.stop, say)
 
     start = time.monotonic()
-    with awake(), Isolated(dispatcher()) as tuner, progress(len(layers), "sweeping") as advance:
+    with awake(), Isolated(dispatcher()) as tuner, progress(len(layers), "sweeping") as bar:
         outcomes = run(
             layers,
             tuner,
-            chosen,
+            how.chosen,
             mx.default_device(),
-            refresh=refresh,
-            limit_s=limit_s,
-            stop=stop,
-            tell=_teller(advance),
+            refresh=how.refresh,
+            limit_s=how.limit_s,
+            measured=_measured(how.chosen) if layers else (),
+            stop=how.stop,
+            tell=_teller(bar.advance),
             wait=wait,
         )
-    return outcomes, {
+    seconds = {
         "total": time.monotonic() - start,
         "in_candidates": tuner.run_s,
         "in_first_run": tuner.first_run_s,
         "children": tuner.children,
     }
+    return _Swept(outcomes, len(layers), seconds)
+
+
+def _fleet(layers: Sequence[Layer], how: _How, scheduler: str, insecure: bool) -> _Swept:
+    """A sweep over the workers of a Dask scheduler."""
+    from autoconv.dispatch import dispatcher
+    from autoconv.sweep.fleet import sweep_fleet
+
+    expected = 0
+
+    def expect(total: int) -> None:
+        nonlocal expected
+        expected = total
+        bar.expect(total)
+
+    start = time.monotonic()
+    with progress(None, "sweeping") as bar:
+        outcomes = sweep_fleet(
+            layers,
+            scheduler,
+            how.chosen,
+            dispatcher().store(how.chosen, strict=True),
+            refresh=how.refresh,
+            limit_s=how.limit_s,
+            stop=how.stop,
+            tell=_teller(bar.advance),
+            expect=expect,
+            insecure=insecure,
+            hindered=how.on_battery,
+        )
+    return _Swept(outcomes, expected, {"total": time.monotonic() - start})
+
+
+def _measured(chosen: Settings) -> list[Measured]:
+    """What is known of other problems, by which a sweep is put in order: a few thousand of this device's, or of what
+    came with the package where those are few.
+    """
+    from autoconv import environment
+    from autoconv._backend import mx
+    from autoconv.dispatch import dispatcher
+    from autoconv.sweep.measured import measured_in
+    from autoconv.sweep.order import LEAST
+
+    where = environment.of(mx.default_device())
+    known = measured_in(dispatcher().store(chosen, strict=True), where.id)
+    if len(known) >= LEAST:
+        return known
+    from autoconv.store.shipped import open_shipped
+
+    shipped = open_shipped()
+    try:
+        for store in shipped.values():
+            for key, (identity, _) in store.environments().items():
+                if identity.get("backend") == where.backend:
+                    known += measured_in(store, key)
+    finally:
+        for store in shipped.values():
+            store.close()
+    return known
 
 
 def _teller(advance: Callable[[str], None]) -> Callable[[Outcome], None]:
@@ -192,7 +277,8 @@ def _teller(advance: Callable[[str], None]) -> Callable[[Outcome], None]:
     def tell(outcome: Outcome) -> None:
         nonlocal best, failed
         best, failed = max(best, outcome.speedup or 1.0), failed + outcome.failed
-        parts = [f"best {best:.2f}x", *([f"{failed} failed"] if failed else []), outcome.layer.network]
+        where = f"{outcome.layer.network} on {outcome.device}" if outcome.device else outcome.layer.network
+        parts = [f"best {best:.2f}x", *([f"{failed} failed"] if failed else []), where]
         advance(", ".join(parts))
 
     return tell

@@ -56,16 +56,19 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def network_table(outcomes: Sequence[Outcome]) -> Table:
-    """A row a network: how its problems ended, native's and the best time of one forward pass, and gains."""
+    """A row a network, on each device: how its problems ended, native's and the best time of a pass, and gains."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("network", overflow="fold")
+    fleet = any(o.device for o in outcomes)
+    for name in ("device", "network") if fleet else ("network",):
+        table.add_column(name, overflow="fold")
     for name in ("problems", "timed", "known", "failed", "native ms", "best ms", "weighted", "geometric", "most"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("won by, of other than native", overflow="fold")
-    networks: dict[str, list[Outcome]] = {}
+    networks: dict[tuple[str, ...], list[Outcome]] = {}
     for outcome in outcomes:
-        networks.setdefault(outcome.layer.network, []).append(outcome)
-    for network, members in networks.items():
+        key: tuple[str, ...] = (outcome.device, outcome.layer.network) if fleet else (outcome.layer.network,)
+        networks.setdefault(key, []).append(outcome)
+    for key, members in networks.items():
         found = summary(members)
         both = [o for o in members if o.speedup is not None]
         before = sum(o.layer.count * (o.native_us or 0.0) for o in both)
@@ -73,7 +76,7 @@ def network_table(outcomes: Sequence[Outcome]) -> Table:
         algorithms = Counter(o.decision.candidate.partition("(")[0] for o in members if o.decision)
         del algorithms[NATIVE]
         table.add_row(
-            network,
+            *key,
             str(len(members)),
             *(str(sum(o.ending is ending for o in members)) for ending in (Ending.TIMED, Ending.KNOWN)),
             str(sum(o.failed for o in members) or ""),
@@ -117,7 +120,8 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def print_outcomes(target: Console, outcomes: Sequence[Outcome]) -> None:
     """Print a table of the outcomes, by network where they are many, their summary and what could not be timed."""
     if outcomes:
-        target.print(outcome_table(outcomes) if len(outcomes) <= MANY else network_table(outcomes))
+        many = len(outcomes) > MANY or any(o.device for o in outcomes)
+        target.print(network_table(outcomes) if many else outcome_table(outcomes))
         target.print()
     for line in [*summary_lines(summary(outcomes)), *failures(outcomes)]:
         target.print(line)
@@ -159,6 +163,8 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         "problem": layer.problem.key,
         "kind": str(layer.problem.kind),
         "crop_of": layer.crop_of.key if layer.crop_of else None,
+        "environment": outcome.environment or None,
+        "device": outcome.device or None,
         "ending": str(outcome.ending),
         "why": outcome.why,
         "candidate": decision.candidate if decision else None,
@@ -185,13 +191,15 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
 
 def failures(outcomes: Sequence[Outcome]) -> list[str]:
     """A line for each problem that was not timed or that no candidate does accurately."""
-    return [f"{o.ending}: {o.layer.network}, {_named(o)}: {o.why}" for o in outcomes if o.failed]
+    return [f"{o.ending}: {_named(o)}: {o.why}" for o in outcomes if o.failed]
 
 
 def _named(outcome: Outcome) -> str:
-    """The layer's name, and which of its gradients."""
-    kind = outcome.layer.problem.kind
-    return outcome.layer.layer + ("" if kind is Kind.FORWARD else f" ({kind.replace('_', ' ')})")
+    """The network's name and the layer's, which of its gradients, and on which device of a fleet."""
+    layer, kind = outcome.layer, outcome.layer.problem.kind
+    gradient = "" if kind is Kind.FORWARD else f" ({kind.replace('_', ' ')})"
+    device = f" on {outcome.device}" if outcome.device else ""
+    return f"{layer.network}, {layer.layer}{gradient}{device}"
 
 
 def _ms(time_us: float | None) -> str:

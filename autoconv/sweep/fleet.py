@@ -28,8 +28,9 @@ from autoconv.settings import Settings
 from autoconv.store import Qualification, Store
 from autoconv.sweep import wire
 from autoconv.sweep.fleet_worker import farewell, hello, time_problem
+from autoconv.sweep.measured import as_measured
 from autoconv.sweep.order import Measured, Neighbours, ordered
-from autoconv.sweep.runner import REORDER, Ending, Outcome, as_measured
+from autoconv.sweep.runner import REORDER, Ending, Outcome
 from autoconv.sweep.scheduler import Failure, Scheduler, Task, checked_address, connected
 from autoconv.sweep.workload import Layer
 from autoconv.tuning.bench import Clock
@@ -66,19 +67,6 @@ DEATHS = 2
 """Workers that may end while they time a problem; it is given to no other."""
 
 
-@dataclass(frozen=True)
-class FleetOutcome(Outcome):
-    """How one layer of a sweep ended on one kind of device.
-
-    Attributes:
-        environment: The environment's id.
-        device: What it is, for people.
-    """
-
-    environment: str = ""
-    device: str = ""
-
-
 def sweep_fleet(
     layers: Sequence[Layer],
     address: str,
@@ -89,14 +77,14 @@ def sweep_fleet(
     limit_s: float = math.inf,
     measured: Sequence[Measured] = (),
     stop: threading.Event | None = None,
-    tell: Callable[[FleetOutcome], None] = lambda _: None,
+    tell: Callable[[Outcome], None] = lambda _: None,
     expect: Callable[[int], None] = lambda _: None,
     insecure: bool = False,
     hindered: bool = False,
     grace_s: float = GRACE_S,
     clock: Clock = time.monotonic,
     connect: Callable[..., AbstractContextManager[Scheduler]] = connected,
-) -> list[FleetOutcome]:
+) -> list[Outcome]:
     """Time every layer that the database does not tell of yet, in each environment that the fleet has.
 
     A worker that ends costs the problem that it is at, which is told as not timed; one that comes joins in, also a
@@ -207,7 +195,7 @@ class _Fleet:
     end: float
     measured: Sequence[Measured]
     stop: threading.Event | None
-    tell: Callable[[FleetOutcome], None]
+    tell: Callable[[Outcome], None]
     expect: Callable[[int], None]
     insecure: bool
     hindered: bool
@@ -216,7 +204,7 @@ class _Fleet:
     _groups: dict[str, _Group] = field(default_factory=dict)
     _workers: dict[str, _Worker] = field(default_factory=dict)
     _left_out: dict[str, str] = field(default_factory=dict)
-    _outcomes: dict[tuple[str, Problem], FleetOutcome] = field(default_factory=dict)
+    _outcomes: dict[tuple[str, Problem], Outcome] = field(default_factory=dict)
     _deaths: Counter[Problem] = field(default_factory=Counter)
     _warn: WarnOnce = field(default_factory=WarnOnce)
 
@@ -242,7 +230,7 @@ class _Fleet:
             self._give_up()
         self._part()
 
-    def outcomes(self) -> list[FleetOutcome]:
+    def outcomes(self) -> list[Outcome]:
         """Those of the first environment in the layers' order, then the others'."""
         keys = ((environment, layer.problem) for environment in self._groups for layer in self.layers)
         return [self._outcomes[key] for key in keys if key in self._outcomes]
@@ -489,6 +477,6 @@ class _Fleet:
                 self._warn(f"barred {where.id} {name}", f"{name} is not used on {where}: {why}")
 
     def _add(self, group: _Group, layer: Layer, ending: Ending, found: Decision | None, why: str = "") -> None:
-        outcome = FleetOutcome(layer, ending, found, why, group.where.id, str(group.where))
+        outcome = Outcome(layer, ending, found, why, group.where.id, str(group.where))
         self._outcomes[group.where.id, layer.problem] = outcome
         self.tell(outcome)

@@ -82,6 +82,9 @@ class Estimate:
             raise ValueError(msg)
 
 
+LEAST = 16
+"""Measured problems without which nothing is known of others."""
+
 UNKNOWN = Estimate(native_us=1.0, gain=0.0, doubt=1.0)
 """The estimate of who knows nothing."""
 
@@ -128,7 +131,7 @@ class Neighbours:
         least: With fewer measured problems than these it knows nothing, and every estimate is `UNKNOWN`.
     """
 
-    def __init__(self, measured: Iterable[Measured], *, count: int = 6, least: int = 16) -> None:
+    def __init__(self, measured: Iterable[Measured], *, count: int = 6, least: int = LEAST) -> None:
         known = list({each.problem: each for each in measured}.values())
         self._enough = len(known) >= max(least, 1)
         self._count = min(count, len(known))

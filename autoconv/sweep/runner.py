@@ -22,6 +22,7 @@ from autoconv.decision import NATIVE, Decision
 from autoconv.errors import AccuracyError, DeviceLostError, TuningError
 from autoconv.problem import Problem
 from autoconv.settings import Settings
+from autoconv.sweep.measured import as_measured
 from autoconv.sweep.order import Measured, Neighbours, ordered
 from autoconv.sweep.workload import Layer
 from autoconv.tuning.bench import Clock
@@ -51,12 +52,16 @@ class Outcome:
         ending: How it ended.
         decision: What was chosen; None where nothing is known.
         why: What stood in the way, in words; empty where nothing did.
+        environment: The id of the environment that it was timed in, in a fleet; else empty.
+        device: What that is, for people.
     """
 
     layer: Layer
     ending: Ending
     decision: Decision | None
     why: str = ""
+    environment: str = ""
+    device: str = ""
 
     @property
     def native_us(self) -> float | None:
@@ -205,14 +210,6 @@ def sweep(
                 break
             add(_one(layer, tuner, settings, device, anew=refresh))
     return [outcomes[layer.problem] for layer in layers if layer.problem in outcomes]
-
-
-def as_measured(problem: Problem, found: Decision | None) -> Measured | None:
-    """What a decision tells about problems like its own; None where native has no time to compare with."""
-    if found is None or found.margin is None:
-        return None
-    native_us = next((v.record.median_us for v in found.verdicts if v.record.candidate == NATIVE), None)
-    return Measured(problem, native_us, max(0.0, found.margin)) if native_us else None
 
 
 def _one(layer: Layer, tuner: Tuner, settings: Settings, device: mx.Device, *, anew: bool) -> Outcome:
