@@ -91,6 +91,15 @@ def test_what_the_database_tells_is_timed_again_when_it_is_to_be_refreshed() -> 
     assert tuner.anew == [True, True]
 
 
+def test_what_is_asked_for_again_is_timed_though_it_is_known() -> None:
+    """A duel with what won among kin is known, and noted for a sweep that times all."""
+    layers = [layer(4), layer(5)]
+    tuner = Tuner(known=[la.problem for la in layers])
+    outcomes = sweep(layers, tuner, HERE, CPU, again={layers[1].problem})
+    assert [o.ending for o in outcomes] == [Ending.KNOWN, Ending.TIMED]
+    assert tuner.anew == [True]
+
+
 @pytest.mark.parametrize(("limit_s", "timed"), [(0.0, 0), (15.0, 2), (20.0, 2), (21.0, 3), (1e9, 4)])
 def test_no_problem_is_begun_once_the_time_is_up(limit_s: float, timed: int) -> None:
     clock = VirtualClock()

@@ -7,7 +7,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import click
 from autoconv.cli._common import INTERRUPTED, Command, json_option, progress, settings
 
 if TYPE_CHECKING:
+    from autoconv.problem import Problem
     from autoconv.settings import Settings
     from autoconv.sweep import Layer, Measured
     from autoconv.sweep.runner import Outcome
@@ -136,9 +137,12 @@ def sweep(
     from autoconv.sweep.runner import stopping
 
     chosen = settings(database, policy="measure")
-    layers = _layers(wanted, chosen)
+    noted = _noted(chosen) if wanted.pending else []
+    layers = _layers(wanted, noted)
     with stopping() as stop:
-        how = _How(chosen, not resume, math.inf if time_limit is None else time_limit, stop, on_battery)
+        how = _How(
+            chosen, not resume, frozenset(noted), math.inf if time_limit is None else time_limit, stop, on_battery
+        )
         swept = _here(layers, how) if scheduler is None else _fleet(layers, how, scheduler, insecure)
     outcomes = swept.outcomes
     if as_json:
@@ -160,6 +164,7 @@ class _How:
 
     chosen: Settings
     refresh: bool
+    again: Collection[Problem]
     limit_s: float
     stop: threading.Event
     on_battery: bool
@@ -197,6 +202,7 @@ def _here(layers: Sequence[Layer], how: _How) -> _Swept:
             how.chosen,
             mx.default_device(),
             refresh=how.refresh,
+            again=how.again,
             limit_s=how.limit_s,
             measured=_measured(how.chosen) if layers else (),
             stop=how.stop,
@@ -284,11 +290,17 @@ def _teller(advance: Callable[[str], None]) -> Callable[[Outcome], None]:
     return tell
 
 
-def _layers(asked: _Asked, chosen: Settings) -> list[Layer]:
-    """The layers to time: each problem once."""
+def _noted(chosen: Settings) -> list[Problem]:
+    """The problems that calls noted."""
     from autoconv import environment
     from autoconv._backend import mx
     from autoconv.dispatch import dispatcher
+
+    return dispatcher().store(chosen, strict=True).pending(environment.of(mx.default_device()).id)
+
+
+def _layers(asked: _Asked, noted: Sequence[Problem]) -> list[Layer]:
+    """The layers to time: each problem once."""
     from autoconv.problem import Kind
     from autoconv.sweep import Layer, packaged_workloads, random_layers, read_workload
     from autoconv.sweep.runner import unique
@@ -303,8 +315,6 @@ def _layers(asked: _Asked, chosen: Settings) -> list[Layer]:
         layers += random_layers(asked.count, asked.seed, max_gflop=most, dtypes=asked.dtypes or None)
     if asked.gradients:
         layers = [replace(la, problem=replace(la.problem, kind=kind)) for la in layers for kind in Kind]
-    if asked.pending:
-        store = dispatcher().store(chosen, strict=True)
-        noted = store.pending(environment.of(mx.default_device()).id)
+    if noted:
         layers += [Layer("pending", "", str(i), 1, problem, "") for i, problem in enumerate(noted, start=1)]
     return [la for la in unique(layers) if asked.max_gflop is None or la.problem.flops <= asked.max_gflop * 1e9]

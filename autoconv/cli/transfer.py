@@ -23,18 +23,24 @@ from autoconv.cli._common import Command, database_option, json_option, progress
     help="Only its convolutions, in every dtype and with their gradients: a packaged workload, a network in one, or a "
     "CSV file; may be given more than once.",
 )
+@click.option("--card", is_flag=True, help="Write FILE.md beside a database: what it holds, and what it is worth.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @database_option
 def export(
-    out: Path, device: str, environment: str, networks: Sequence[str], force: bool, database: Path | None
+    out: Path, device: str, environment: str, networks: Sequence[str], card: bool, force: bool, database: Path | None
 ) -> None:
     """Write measurements to one file for others: a database, JSON lines or a table, as its suffix says.
 
-    No host name, path or pid leaves with them. Other options than --force each leave some out.
+    No host name, path or pid leaves with them. --device, --environment and --network each leave some out.
     """
+    from autoconv.report import card as cards
     from autoconv.store import Selection
     from autoconv.store import export as write
+    from autoconv.store.transfer.export import SQLITE_SUFFIXES
 
+    if card and out.suffix.lower() not in SQLITE_SUFFIXES:
+        msg = f"--card goes with a database: name a file with suffix {' or '.join(SQLITE_SUFFIXES)}"
+        raise click.UsageError(msg)
     selection = Selection(device, environment, _problems(networks) if networks else None)
     source = _database(database)
     with progress_of("exporting") as tell:
@@ -43,6 +49,8 @@ def export(
     if not exported.records and not selection.is_everything:
         msg = f"nothing in {source} is selected; the file holds no records"
         raise click.ClickException(msg)
+    if card:
+        click.echo(f"{cards.write(out)}: its card")
 
 
 @click.command("import", cls=Command, epilog="Example: autoconv import m3-max.db m2.jsonl")

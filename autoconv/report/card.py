@@ -10,15 +10,17 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoconv.algorithms import algorithms
 from autoconv.decision import NATIVE, Decision, Limits, choose
+from autoconv.errors import StoreError
 from autoconv.problem import Problem
 from autoconv.record import Status
-from autoconv.store import Store
+from autoconv.store import Store, open_store
 from autoconv.sweep import packaged_workloads, read_workload
 
 OTHERS = "random and others"
@@ -72,7 +74,7 @@ def _card(store: Store, environment: str) -> dict[str, Any]:
             statuses[record.algorithm][str(record.status)] += 1
         decision = choose(found, limits, problem.dtype, order, operand_bytes=problem.bytes)
         names = networks.get(_shape(problem), {OTHERS: 1})
-        members.update(names)
+        members.update(names.keys())
         if decision is None or not decision.accurate:
             undecided += 1
             continue
@@ -143,6 +145,23 @@ def _order(network: str) -> tuple[bool, str]:
 
 def _day(moment: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(moment))
+
+
+def write(database: Path) -> Path:
+    """Write the card of a database beside it, as `NAME.md`; its file.
+
+    Raises:
+        StoreError: one of the two cannot be read or written.
+    """
+    card = database.with_suffix(".md")
+    with closing(open_store(database, readonly=True, immutable=True)) as store:
+        text = card_text(database, cards(store))
+    try:
+        card.write_text(text, encoding="utf-8")
+    except OSError as error:
+        msg = f"cannot write {card}: {error.strerror}"
+        raise StoreError(msg) from error
+    return card
 
 
 def card_text(path: Path, found: Iterable[Mapping[str, Any]]) -> str:

@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -151,6 +151,7 @@ def sweep(
     device: mx.Device,
     *,
     refresh: bool = False,
+    again: Collection[Problem] = (),
     limit_s: float = math.inf,
     measured: Sequence[Measured] = (),
     stop: threading.Event | None = None,
@@ -166,6 +167,7 @@ def sweep(
         settings: What candidates are held to, and the database.
         device: Where.
         refresh: Whether to time what the database tells of as well.
+        again: The problems of which that holds in any case: those that calls noted, of which a duel may be known.
         limit_s: Seconds after which no other problem is begun.
         measured: What is known of other problems, by which the order is made.
         stop: Ends the sweep after the current problem once it is asked to.
@@ -187,6 +189,9 @@ def sweep(
     def over() -> bool:
         return clock() >= end or (stop is not None and stop.is_set())
 
+    def anew(layer: Layer) -> bool:
+        return refresh or layer.problem in again
+
     def add(outcome: Outcome) -> None:
         outcomes[outcome.layer.problem] = outcome
         tell(outcome)
@@ -195,7 +200,7 @@ def sweep(
     for layer in layers:
         if over():
             break
-        known = None if refresh else tuner.look_up(layer.problem, settings, device)
+        known = None if anew(layer) else tuner.look_up(layer.problem, settings, device)
         if known is None:
             left.append(layer)
         else:
@@ -208,7 +213,7 @@ def sweep(
             wait()
             if over():
                 break
-            add(_one(layer, tuner, settings, device, anew=refresh))
+            add(_one(layer, tuner, settings, device, anew=anew(layer)))
     return [outcomes[layer.problem] for layer in layers if layer.problem in outcomes]
 
 
