@@ -97,3 +97,18 @@ def weight_gradient(input: Array, weight: Array, cotangent: Array, problem: Prob
             wanted = cotangent[..., outputs].reshape(len(seen), -1)
             gradient[outputs][tap] = wanted.T @ seen
     return gradient
+
+
+def nearest_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The bits of the bfloat16 nearest to each float, ties to even; every NaN is 0x7fff, as CUDA has it.
+
+    Eight binary digits are kept, fewer under 2^-126, by rounding a multiple of the last one's worth.
+    """
+    with np.errstate(invalid="ignore"):  # of signaling NaNs
+        exact = values.astype(np.float64)
+    numbers = np.where(np.isfinite(exact), exact, 0.0)
+    exponents = np.maximum(np.frexp(numbers)[1] - 1, -126)
+    rounded = np.ldexp(np.rint(np.ldexp(numbers, 7 - exponents)), exponents - 7)
+    finite = np.where(np.abs(rounded) >= 2.0**128, np.copysign(np.inf, rounded), rounded)
+    found = np.where(np.isinf(exact), exact, finite).astype(np.float32)
+    return np.where(np.isnan(exact), 0x7FFF, found.view(np.uint32) >> 16).astype(np.uint16)

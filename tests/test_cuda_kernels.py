@@ -6,7 +6,9 @@ What a GPU alone shows is in `test_gpu`.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import itertools
+import logging
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -18,31 +20,89 @@ import numpy as np
 import pytest
 from reference import Array
 
-from autoconv.algorithms import _cuda
+from autoconv.algorithms import _cuda, _nvrtc
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
-_PROGRAM = """
-#include <cstddef>
-struct Index {{ unsigned x; }};
-static Index blockIdx, threadIdx = {{0}}, blockDim = {{1}};
-{header}
-static void kernel({parameters}) {{
-  {constants}
-  {source}
-}}
-extern "C" void run({parameters}, unsigned threads) {{
-  for (unsigned i = 0; i < threads; ++i) {{ blockIdx.x = i; kernel({names}); }}
-}}
+_DEVICE = """
+#define __global__
+struct Index { unsigned x; };
+extern "C" { Index blockIdx; }
+static const Index threadIdx = {0}, blockDim = {1};
 """
 
-_numbers = itertools.count()
+Size = tuple[int, int, int]
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+def _built(source: str, libraries: Path) -> Path:
+    """A library with the source's kernel, which runs the thread that `blockIdx` says."""
+    program = _DEVICE + source
+    library = libraries / f"{hashlib.sha256(program.encode()).hexdigest()}.so"
+    if not library.exists():
+        command = [str(COMPILER), "-O1", "-shared", "-fPIC", "-w", "-x", "c++", "-", "-o", str(library)]
+        subprocess.run(command, input=program, text=True, check=True)
+    return library
+
+
+def _run(
+    library: Path,
+    name: str,
+    inputs: list[mx.array],
+    grid: Size,
+    threadgroup: Size,
+    output_shapes: list[tuple[int, ...]],
+    output_dtypes: list[mx.Dtype],
+) -> list[mx.array]:
+    """Run the kernel for float32, thread by thread; operands keep the place in memory that they have."""
+    assert grid[0] % threadgroup[0] == 0
+    assert set(output_dtypes) == {mx.float32}
+    found = [np.full(shape, np.nan, np.float32) for shape in output_shapes]
+    arrays = [np.array(a) if a.dtype == mx.int32 else _view(a) for a in inputs]
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, *found)]
+    code = ctypes.CDLL(str(library))
+    thread, kernel = ctypes.c_uint.in_dll(code, "blockIdx"), getattr(code, name)
+    for thread.value in range(grid[0]):
+        kernel(*pointers)
+    return [mx.array(a) for a in found]
+
+
+def _refused(*_arguments: Any, **_named: Any) -> Any:
+    pytest.fail("the other way was taken")
 
 
 @pytest.fixture
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """`mx.fast.cuda_kernel` for float32, on the CPU; operands keep the place in memory that they have."""
+def compiled_by_ourselves(monkeypatch: pytest.MonkeyPatch, libraries: Path) -> None:
+    """NVRTC, and MLX's launch of what it compiles, on the CPU."""
+
+    def compiled(source: str, architecture: str) -> bytes:
+        assert architecture == "sm_90"
+        return str(_built(source, libraries)).encode()
+
+    def precompiled_cuda_kernel(
+        *, name: str, compiled_source: bytes, scalars: list[Any], ensure_row_contiguous: bool, **launch: Any
+    ) -> list[mx.array]:
+        assert not scalars
+        assert ensure_row_contiguous
+        return _run(Path(compiled_source.decode()), name, **launch)
+
+    monkeypatch.setattr(_cuda, "_architecture", lambda: "sm_90")
+    monkeypatch.setattr(_nvrtc, "compiled", compiled)
+    monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", precompiled_cuda_kernel)
+    monkeypatch.setattr(mx.fast, "cuda_kernel", _refused)
+
+
+@pytest.fixture
+def compiled_by_mlx(monkeypatch: pytest.MonkeyPatch, libraries: Path) -> None:
+    """No NVRTC, and `mx.fast.cuda_kernel` on the CPU."""
+
+    def compiled(source: str, architecture: str) -> bytes:
+        raise _nvrtc.NvrtcError("none")
 
     def cuda_kernel(
         name: str, inputs: Sequence[str], outputs: Sequence[str], source: str, header: str
@@ -50,47 +110,37 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
         parameters = [f"const {'int' if n == 'sizes' else 'float'}* {n}" for n in inputs]
         parameters += [f"float* {n}" for n in outputs]
 
-        def call(
-            inputs: list[mx.array],
-            template: list[tuple[str, Any]],
-            grid: tuple[int, int, int],
-            threadgroup: tuple[int, int, int],
-            output_shapes: list[tuple[int, ...]],
-            output_dtypes: list[mx.Dtype],
-        ) -> list[mx.array]:
-            assert grid[0] % threadgroup[0] == 0
-            assert set(output_dtypes) == {mx.float32}
+        def call(template: list[tuple[str, Any]], **launch: Any) -> list[mx.array]:
+            assert ("T", mx.float32) in template
             constants = "using T = float; " + " ".join(
                 f"constexpr {'bool' if isinstance(value, bool) else 'int'} {key} = {int(value)};"
                 for key, value in template
                 if key != "T"
             )
-            library = tmp_path / f"{name}_{next(_numbers)}.so"
-            program = _PROGRAM.format(
-                header=header,
-                parameters=", ".join(parameters),
-                constants=constants,
-                source=source,
-                names=", ".join(p.split("* ")[1] for p in parameters),
-            )
-            command = [str(COMPILER), "-O1", "-shared", "-fPIC", "-w", "-x", "c++", "-", "-o", str(library)]
-            subprocess.run(command, input=program, text=True, check=True)
-            found = [np.full(shape, np.nan, np.float32) for shape in output_shapes]
-            arrays = [np.array(a) if a.dtype == mx.int32 else _view(a) for a in inputs]
-            pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, *found)]
-            ctypes.CDLL(str(library)).run(*pointers, ctypes.c_uint(grid[0]))
-            return [mx.array(a) for a in found]
+            kernel = f'{header} extern "C" void {name}({", ".join(parameters)}) {{ {constants} {source} }}'
+            return _run(_built(kernel, libraries), name, **launch)
 
         return call
 
-    def forget() -> None:
-        for kernel in (_cuda._sums, _cuda._taps, _cuda._frames, _cuda._to_frames, _cuda._compiled_stack):
-            kernel.cache_clear()
-
+    monkeypatch.setattr(_cuda, "_architecture", lambda: "sm_90")
+    monkeypatch.setattr(_nvrtc, "compiled", compiled)
+    monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", _refused)
     monkeypatch.setattr(mx.fast, "cuda_kernel", cuda_kernel)
-    forget()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    """What one test compiles no other one launches."""
+    _cuda._compiled.cache_clear()
+    _cuda._say_once.cache_clear()
     yield
-    forget()
+    _cuda._compiled.cache_clear()
+    _cuda._say_once.cache_clear()
+
+
+@pytest.fixture(params=["compiled_by_ourselves", "compiled_by_mlx"])
+def on_the_cpu(request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(request.param)
 
 
 def _view(array: mx.array) -> Array:
@@ -176,3 +226,37 @@ def test_stacks(stack: _cuda.Stack, channels: int, first: int) -> None:
         pytest.skip("more channels than are asked for")
     input = array((2, 6, 2, 3, channels), 3, first)
     near(_cuda._stack_on_cuda(input, stack), np.asarray(_cuda._stack_plainly(input, stack)))
+
+
+@pytest.mark.usefixtures("compiled_by_ourselves")
+def test_a_kernel_is_compiled_once_for_a_dtype_and_its_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources: list[str] = []
+    compiled = _nvrtc.compiled
+
+    def counted(source: str, architecture: str) -> bytes:
+        sources.append(source)
+        return compiled(source, architecture)
+
+    monkeypatch.setattr(_nvrtc, "compiled", counted)
+    for shape in ((2, 8), (4, 4), (3, 5), (5, 3)):
+        _cuda.combine(ROWS, [array(shape, seed) for seed in range(3)])
+    assert len(sources) == len(set(sources)) == 2
+
+
+@pytest.mark.usefixtures("compiled_by_mlx")
+def test_mlx_compiles_where_nvrtc_does_not_and_the_log_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "autoconv"):
+        test_sums_of_arrays((2, 8), 0)
+        test_sums_of_arrays((3, 5), 0)
+    assert [r.getMessage() for r in caplog.records] == ["MLX compiles our CUDA kernels, for seconds each: none"]
+
+
+@pytest.mark.usefixtures("compiled_by_mlx")
+def test_mlx_compiles_where_it_launches_nothing_precompiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(mx.fast, "precompiled_cuda_kernel")
+    monkeypatch.setattr(_nvrtc, "compiled", _refused)
+    with caplog.at_level(logging.WARNING, "autoconv"):
+        test_sums_of_arrays((2, 8), 0)
+    assert ["no precompiled_cuda_kernel" in r.getMessage() for r in caplog.records] == [True]

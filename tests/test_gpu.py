@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
+from reference import nearest_bfloat16
 
 import autoconv
 from autoconv import accuracy, environment
-from autoconv.algorithms import algorithms, candidates, find
+from autoconv.algorithms import _cuda, algorithms, candidates, find
 from autoconv.problem import Kind, Problem
 from autoconv.record import Status
 from autoconv.tuning.bench import DeviceBench
@@ -124,3 +128,61 @@ def test_mlx_cannot_map_kernels_of_our_own() -> None:
     input, weight = make_operands(problem)
     with pytest.raises(ValueError, match="CustomKernel"):
         mx.eval(mx.vmap(candidate.build(problem), (0, None))(mx.stack([input, input]), weight))
+
+
+SUMS = ((1.0, -0.5, 0.3), (0.0, 2.0, 1.0))
+RUNS: dict[str, Callable[[Callable[..., mx.array]], Any]] = {
+    "combine": lambda random: _cuda.combine(SUMS, [random(3, 5, 8, key) for key in range(3)]),
+    "combine, one element at a time": lambda random: _cuda.combine(SUMS, [random(3, 5, 7, key) for key in range(3)]),
+    "combine_taps": lambda random: _cuda.combine_taps(SUMS, random(16, 3, 3, 3, 8, 0)),
+    "combine_frames": lambda random: _cuda.combine_frames(SUMS, random(2, 9, 5, 6, 8, 0), 5, 2, -1),
+    "combine_to_frames": lambda random: [
+        _cuda.combine_to_frames(SUMS, [random(2 * 4, 5, 6, 8, key) for key in range(3)], 2, 7)
+    ],
+    "stack": lambda random: [_cuda._stack_on_cuda(random(2, 9, 5, 6, 8, 0), _cuda.Stack(3, 1, -1, 9, 1, 32))],
+    "stack, one element at a time": lambda random: [
+        _cuda._stack_on_cuda(random(2, 9, 5, 6, 3, 0), _cuda.Stack(3, 2, -2, 5, 2, 9))
+    ],
+}
+
+
+def _bits(array: mx.array) -> Any:
+    return np.array(mx.view(array, mx.uint32 if array.itemsize == 4 else mx.uint16))
+
+
+@pytest.mark.skipif(not mx.cuda.is_available(), reason="kernels of our own are for CUDA")
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_a_kernel_computes_the_same_whoever_compiles_it(
+    run: Callable[[Callable[..., mx.array]], Any], dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def random(*shape_and_key: int) -> mx.array:
+        return mx.random.normal(shape_and_key[:-1], key=mx.random.key(shape_and_key[-1])).astype(dtype)
+
+    found = []
+    for compiled in (_cuda._by_ourselves, _cuda._by_mlx):
+        monkeypatch.setattr(_cuda, "_compiled", compiled)
+        found.append([_bits(output) for output in run(random)])
+    for ours, by_mlx in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, by_mlx)
+
+
+@pytest.mark.skipif(not mx.cuda.is_available(), reason="kernels of our own are for CUDA")
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=str)
+def test_sums_of_16_bits_are_rounded_once(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of all numbers of the type, as it is and with a random other one added."""
+    monkeypatch.setattr(_cuda, "_compiled", _cuda._by_ourselves)
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    bits = (patterns, np.random.default_rng(0).permutation(patterns))
+    found = _cuda.combine(((1.0, 0.0), (1.0, 1.0)), [mx.view(mx.array(b), dtype) for b in bits])
+    with np.errstate(all="ignore"):  # infinities and signaling NaNs are among them
+        if dtype == mx.float16:
+            first, second = (b.view(np.float16).astype(np.float32) for b in bits)
+            expected = [exact.astype(np.float16).view(np.uint16) for exact in (first, first + second)]
+        else:
+            first, second = ((b.astype(np.uint32) << 16).view(np.float32) for b in bits)
+            expected = [nearest_bfloat16(exact) for exact in (first, first + second)]
+        nans = [np.isnan(exact) for exact in (first, first + second)]
+    for sum_, rounded, nan in zip(found, expected, nans, strict=True):
+        np.testing.assert_array_equal(_bits(sum_)[~nan], rounded[~nan])
+        assert np.isnan(np.array(sum_.astype(mx.float32))[nan]).all()

@@ -1,7 +1,11 @@
-"""Elementwise kernels of our own for CUDA, of `mx.fast.cuda_kernel`.
+"""Elementwise kernels of our own for CUDA.
 
 MLX's fused kernels moved 400 to 900 GB/s of an H100's 3350 on sums of six arrays; these move 1800 to 2400. (On Metal
 MLX's are taken, and nothing here is used.) Each thread handles 16 bytes of every array, in float32.
+
+They are compiled by `_nvrtc` and launched by `mx.fast.precompiled_cuda_kernel`. `mx.fast.cuda_kernel` runs the same
+ones, but compiles each with MLX's headers, for 1.7 to 2 s in every process: an H100's first run took 87 s for that. So
+it is taken only where ours cannot be.
 
 Such kernels have no derivatives. So each stands beside the same function in plain operations, whose derivatives it
 takes. Nor can they be mapped: under `mx.vmap` MLX maps all that a custom function is made of, whatever its own rule for
@@ -11,24 +15,26 @@ that is, and raises `ValueError`.
 from __future__ import annotations
 
 import functools
-import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 from autoconv._backend import mx
+from autoconv.algorithms import _nvrtc
+from autoconv.algorithms._cuda_source import PACK, Constants, Kernel
 from autoconv.algorithms._mlx import rounded
+
+_log = logging.getLogger("autoconv")
 
 Rows: TypeAlias = tuple[tuple[float, ...], ...]
 """Sums to take: each row has a factor for every array."""
 
 Arrays: TypeAlias = tuple[mx.array, ...]
-Kernel: TypeAlias = Callable[..., list[mx.array]]
+Launch: TypeAlias = Callable[..., list[mx.array]]
 
 VECTOR_BYTES = 16
 THREADS = 256
-
-_HEADER = "template <typename T, int V> struct alignas(sizeof(T) * V) Pack { T v[V]; };\n"
 
 _cuda = bool(mx.cuda.is_available())
 
@@ -72,10 +78,10 @@ def _kernel(name: str, rows: Rows, loads: str, stores: str, *, one_input: bool, 
     sums = [
         " + ".join(f"({factor!r}f) * a[{i}][k]" for i, factor in enumerate(row) if factor) or "0.0f" for row in rows
     ]
-    inputs = ["x"] if one_input else [f"x{i}" for i in range(count)]
-    outputs = ["y"] if one_output else [f"y{r}" for r in range(len(rows))]
+    inputs = ("x",) if one_input else tuple(f"x{i}" for i in range(count))
+    outputs = ("y",) if one_output else tuple(f"y{r}" for r in range(len(rows)))
     pointers = " | ".join(f"reinterpret_cast<unsigned long long>({name})" for name in inputs)
-    source = f"""
+    body = f"""
   using P = Pack<T, V>;
   const unsigned e = blockIdx.x * blockDim.x + threadIdx.x;
   if (e >= (unsigned)sizes[0]) return;
@@ -89,15 +95,7 @@ def _kernel(name: str, rows: Rows, loads: str, stores: str, *, one_input: bool, 
   }}
   {stores}
 """
-    return _compiled(name, [*inputs, "sizes"], outputs, source)
-
-
-def _compiled(name: str, inputs: list[str], outputs: list[str], source: str) -> Kernel:
-    unique = f"autoconv_{name}_{next(_names)}"
-    return cast("Kernel", mx.fast.cuda_kernel(unique, inputs, outputs, source, _HEADER))
-
-
-_names = itertools.count()
+    return Kernel(f"autoconv_{name}", inputs, outputs, body)
 
 
 def _unpack(index: int, pointer: str, offset: str) -> str:
@@ -126,20 +124,59 @@ def _launch(
     sizes: Sequence[int],
     width: int,
     shapes: Sequence[tuple[int, ...]],
-    **constants: bool,
+    **flags: bool,
 ) -> Arrays:
     """Run a kernel with `sizes[0]` threads; the others are what its source reads."""
     dtype = arrays[0].dtype
+    run = _compiled(kernel, dtype, (("V", width), *flags.items()))
     return tuple(
-        kernel(
+        run(
             inputs=[*arrays, mx.array(list(sizes), mx.int32)],
-            template=[("T", dtype), ("V", width), *constants.items()],
             grid=(rounded(sizes[0], THREADS), 1, 1),
             threadgroup=(THREADS, 1, 1),
             output_shapes=list(shapes),
             output_dtypes=[dtype] * len(shapes),
         )
     )
+
+
+@functools.cache
+def _compiled(kernel: Kernel, dtype: mx.Dtype, constants: Constants) -> Launch:
+    """What launches the kernel, compiled by ourselves or, where that fails, by MLX; the log says why."""
+    try:
+        return _by_ourselves(kernel, dtype, constants)
+    except _nvrtc.NvrtcError as error:
+        _say_once(str(error))
+        return _by_mlx(kernel, dtype, constants)
+
+
+def _by_ourselves(kernel: Kernel, dtype: mx.Dtype, constants: Constants) -> Launch:
+    if not hasattr(mx.fast, "precompiled_cuda_kernel"):  # its documentation calls it experimental
+        msg = f"MLX {mx.__version__} has no precompiled_cuda_kernel"  # type: ignore[attr-defined]  # its stub has none
+        raise _nvrtc.NvrtcError(msg)
+    binary = _nvrtc.compiled(kernel.source(dtype, constants), _architecture())
+    return functools.partial(
+        mx.fast.precompiled_cuda_kernel,
+        name=kernel.name,
+        compiled_source=binary,
+        scalars=[],
+        ensure_row_contiguous=True,
+    )
+
+
+def _by_mlx(kernel: Kernel, dtype: mx.Dtype, constants: Constants) -> Launch:
+    inputs, outputs = [*kernel.inputs, "sizes"], list(kernel.outputs)
+    launch = cast("Launch", mx.fast.cuda_kernel(kernel.name, inputs, outputs, kernel.body, PACK))
+    return functools.partial(launch, template=[("T", dtype), *constants])
+
+
+def _architecture() -> str:
+    return str(mx.device_info(mx.Device(mx.gpu))["architecture"])
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    _log.warning("MLX compiles our CUDA kernels, for seconds each: %s", reason)
 
 
 @functools.cache
@@ -229,7 +266,11 @@ def combine_to_frames(rows: Rows, arrays: Sequence[mx.array], batch: int, frames
     return output
 
 
-_STACK = """
+_STACK = Kernel(
+    "autoconv_stack",
+    ("x",),
+    ("y",),
+    """
   using P = Pack<T, V>;
   const unsigned e = blockIdx.x * blockDim.x + threadIdx.x;
   if (e >= (unsigned)sizes[0]) return;
@@ -258,7 +299,8 @@ _STACK = """
     }
   }
   reinterpret_cast<P*>(y)[e] = found;
-"""
+""",
+)
 
 
 @dataclass(frozen=True)
@@ -289,13 +331,8 @@ def _stack_on_cuda(input: mx.array, stack: Stack) -> mx.array:
     sizes = [size, frames, height * width, channels, stack.taps, stack.apart, stack.channels // pack]
     sizes += [stack.outputs, stack.step, -stack.first]
     shape = (batch * stack.outputs, height, width, stack.channels)
-    (found,) = _launch(_compiled_stack(), [input], sizes, pack, [shape], ALIGNED=channels % pack == 0)
+    (found,) = _launch(_STACK, [input], sizes, pack, [shape], ALIGNED=channels % pack == 0)
     return found
-
-
-@functools.cache
-def _compiled_stack() -> Kernel:
-    return _compiled("stack", ["x", "sizes"], ["y"], _STACK)
 
 
 def _stack_plainly(input: mx.array, stack: Stack) -> mx.array:
