@@ -18,7 +18,7 @@ from autoconv import accuracy
 from autoconv.problem import MAX_ELEMENTS, Problem
 from autoconv.tuning import operands
 from autoconv.tuning.operands import HALF_PEAK, OUTLIER_SCALE, blocks_of, half_scale, make_operands
-from autoconv.tuning.reference import CHANNELS, POSITIONS, Reference, sample_channels, sample_positions
+from autoconv.tuning.reference import CHANNELS, POSITIONS, Reference, _slices, sample_channels, sample_positions
 from autoconv.tuning.verification import judge
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -249,6 +249,17 @@ def test_positions_have_the_last_element_and_the_corners_and_are_inside(problem:
     assert sample_positions(problem) == positions
     if math.prod(sizes) >= 4 * POSITIONS:
         assert len(positions) == POSITIONS
+
+
+@given(problems())
+def test_slices_hold_the_result_at_every_position(problem: Problem) -> None:
+    shape, positions = problem.output_shape, sample_positions(problem)
+    values = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    slices, places = _slices(mx.array(values), positions)
+    rows = np.concatenate([np.asarray(part).reshape(-1, shape[4]) for part in slices])
+    np.testing.assert_array_equal(rows[places], [values[position] for position in positions])
+    corners = math.prod(min(size, 2) for size in shape[:4])
+    assert len(slices) == 1 + len(positions) - corners
 
 
 @given(st.integers(1, 3000))

@@ -74,23 +74,46 @@ class Reference:
             result: Of the problem's `result_shape`.
             scale: Factor, a power of two, by which the first operand was larger than that of the reference.
         """
+        ends = _ends(result)
         if self._kind is Kind.WEIGHT_GRADIENT:
-            seen = [result[:, d, h, w] for _, d, h, w in self.positions]
-        else:
-            seen = [result[n, d, h, w] for n, d, h, w in self.positions]
-        found = _host([*seen, *_ends(result)])
-        peak = float(np.max(np.abs(np.stack(found[len(seen) :]))))
-        if self._kind is Kind.WEIGHT_GRADIENT:
+            found = _host([*ends, *(result[:, d, h, w] for _, d, h, w in self.positions)])
             outputs, inputs = (list(side) for side in zip(*self._pairs, strict=True))
-            values = np.stack([tap[outputs, inputs] for tap in found[: len(seen)]]).reshape(1, -1)
+            values = np.stack([tap[outputs, inputs] for tap in found[len(ends) :]]).reshape(1, -1)
         else:
-            values = np.stack(found[: len(seen)])[:, self.channels]
+            slices, places = _slices(result, self.positions)
+            found = _host([*ends, *slices])
+            rows = np.concatenate([part.reshape(-1, result.shape[4]) for part in found[len(ends) :]])
+            values = rows[places][:, self.channels]
+        peak = float(np.max(np.abs(np.stack(found[: len(ends)]))))
         return judge(values / scale, self.values, peak, self._rounding, by_value=self._kind is Kind.WEIGHT_GRADIENT)
 
 
 def reference_seconds(problem: Problem) -> float:
     """About how long a `Reference` takes: for a weight gradient, which is summed over all outputs, 0.3 us each."""
     return 3e-7 * math.prod(problem.output_shape[:4]) if problem.kind is Kind.WEIGHT_GRADIENT else 0.0
+
+
+def _slices(result: mx.array, positions: Sequence[Position]) -> tuple[list[mx.array], list[int]]:
+    """Few slices that hold all positions, and the place of each among their positions.
+
+    The corners are one slice, where an index reaches all elements: each slice costs a launch, and half of the positions
+    are corners.
+    """
+    corners = _corners(result.shape[:4])
+    slices, place = [], {}
+    if result.size <= MAX_ELEMENTS and set(corners) <= set(positions):
+        slices.append(result[tuple(slice(None, None, max(1, size - 1)) for size in result.shape[:4])])
+        place = {corner: i for i, corner in enumerate(corners)}
+    for position in positions:
+        if position not in place:
+            place[position] = len(place)
+            slices.append(result[position])
+    return slices, [place[position] for position in positions]
+
+
+def _corners(sizes: Sequence[int]) -> list[Position]:
+    """The corners in ascending order, each once."""
+    return [(n, d, h, w) for n, d, h, w in itertools.product(*(sorted({0, size - 1}) for size in sizes))]
 
 
 def _ends(output: mx.array) -> list[mx.array]:
@@ -114,8 +137,7 @@ def sample_positions(problem: Problem, count: int = POSITIONS) -> list[Position]
 
 def _sample(sizes: tuple[int, int, int, int], count: int) -> list[Position]:
     last: Position = (sizes[0] - 1, sizes[1] - 1, sizes[2] - 1, sizes[3] - 1)
-    corners = itertools.product(*({0, size - 1} for size in sizes))
-    found: dict[Position, None] = dict.fromkeys([last, *((n, d, h, w) for n, d, h, w in corners)])
+    found: dict[Position, None] = dict.fromkeys([last, *_corners(sizes)])
     random = np.random.default_rng(0)
     for _ in range(4 * count):
         if len(found) >= count:
