@@ -10,9 +10,8 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from autoconv import _calls, device_lock, environment
 from autoconv import decision as decisions
@@ -20,15 +19,15 @@ from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, algorithms, candidates, find
 from autoconv.decision import Decision, Source
 from autoconv.environment import Environment
-from autoconv.errors import AccuracyError, ReadOnlyError, StoreError, TuningError
+from autoconv.errors import AccuracyError, ReadOnlyError, TuningError
 from autoconv.knowledge import Knowledge, Question, Shipped
 from autoconv.measurer import Benches, Measurer
+from autoconv.open_stores import Opener, OpenStores, open_file
 from autoconv.problem import Kind, Problem
-from autoconv.record import Record
 from autoconv.report.explanation import Explanation
 from autoconv.settings import Policy, Settings
 from autoconv.stall import TOLD_S, StallClock
-from autoconv.store import MemoryStore, Store, default_path, open_store
+from autoconv.store import MemoryStore, Store, default_path
 from autoconv.store.shipped import open_shipped
 from autoconv.tuning.bench import Clock, DeviceBench
 from autoconv.warn import WarnOnce
@@ -46,12 +45,6 @@ PAST_INDEX = "an array of it has more than 2^31-1 elements, and there is no doin
 
 WAIT_S = 60.0
 """How long a measurement that was asked for waits for another process that is timing on the device."""
-
-Stores = Callable[[Path, bool], Store]
-
-
-def _open(path: Path, readonly: bool) -> Store:
-    return open_store(path, readonly=readonly)
 
 
 class Dispatcher:
@@ -73,7 +66,7 @@ class Dispatcher:
         self,
         registry: Sequence[Algorithm] | None = None,
         *,
-        stores: Stores = _open,
+        stores: Opener = open_file,
         bench: Benches = DeviceBench,
         clock: Clock = time.perf_counter,
         born: float | None = None,
@@ -81,14 +74,11 @@ class Dispatcher:
         shipped: Shipped = open_shipped,
     ) -> None:
         self._algorithms = tuple(algorithms() if registry is None else registry)
-        self._open_store = stores
         self._clock = clock
         self._stall = StallClock(clock, born)
         self._counts: Counter[Source] = Counter()
-        self._stores: dict[tuple[Path | None, bool], Store] = {}
-        self._unkept = MemoryStore()  # what was timed and could not be written; this process still knows it
-        self._noted: set[tuple[int, str, Problem]] = set()
         self._warn = WarnOnce()
+        self._stores = OpenStores(stores, self._warn)
         self._isolated = isolated
         self._knowledge = Knowledge(self._algorithms, shipped, self._warn)
         self._measurer = Measurer(self._algorithms, bench=bench, clock=clock, warn=self._warn, isolated=isolated)
@@ -120,12 +110,12 @@ class Dispatcher:
         if not self._can_be_timed(problem, settings, device):
             return self._without_measurement(problem, settings, device, PAST_INDEX)
         if settings.policy is Policy.RECORD:
-            self._note(problem, settings, device)
+            self._stores.note(settings, environment.of(device), problem)
             why = "noted for `autoconv sweep --pending`"
             return self._without_measurement(problem, settings, device, why)
         kin = self._of_kin(problem, settings, device)
         if kin is not None and settings.policy is Policy.AUTO and kin.candidate == decisions.NATIVE:
-            self._note(problem, settings, device)
+            self._stores.note(settings, environment.of(device), problem)
             return kin
         if settings.policy is Policy.PREDICT and kin is not None and (kin.margin or 0.0) > KIN_MARGIN:
             return kin
@@ -134,7 +124,7 @@ class Dispatcher:
                 return self._time_in_call(problem, settings, device, kin)
             except TuningError as error:
                 why = str(error)
-                self._note(problem, settings, device)
+                self._stores.note(settings, environment.of(device), problem)
         return self._without_measurement(problem, settings, device, why)
 
     def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
@@ -144,14 +134,10 @@ class Dispatcher:
     def look_up_in(self, where: Environment, problem: Problem, settings: Settings) -> Decision | None:
         """As `look_up`, for an environment that may be another machine's."""
         question = self._question(problem, settings, where)
-        records: list[Record] = []
-        try:
-            records = self.store(settings).records(question.where.id, problem)
-        except StoreError as error:
-            self._warn("store", str(error))
+        records = self._stores.records(settings, where.id, problem)
         found = self._knowledge.own(records, question)
         if found is None:
-            unkept = self._unkept.records(question.where.id, problem)
+            unkept = self._stores.unkept(where.id, problem)
             found = self._knowledge.own([*records, *unkept], question, Source.MEASURED) if unkept else None
         return found
 
@@ -174,8 +160,7 @@ class Dispatcher:
 
     def _known_untouched(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
         """`_known`, which however begins no database."""
-        known = (settings.database, settings.readonly) in self._stores
-        if not known and self._open_store is _open and not (settings.database or default_path()).exists():
+        if not self._stores.is_begun(settings):
             return self._knowledge.shipped(
                 self._question(problem, settings, environment.of(device), store=MemoryStore())
             )
@@ -260,7 +245,7 @@ class Dispatcher:
                 challenger=challenger,
             )
             if challenger is not None:
-                self._note(problem, settings, device)
+                self._stores.note(settings, environment.of(device), problem)
             if found.source is Source.MEASURED:
                 self._stall.tell_once("timed 1 conv3d shape", self._clock() - start, settings)
             return found
@@ -321,7 +306,7 @@ class Dispatcher:
                 only=(decisions.NATIVE, challenger) if challenger else None,
                 budget_share=DUEL_SHARE if challenger else 1.0,
             )
-            self._keep(store, problem, records, strict=strict)
+            self._stores.keep(store, problem, records, strict=strict)
         # Of all that is known by now, as the next process will; of this run alone where that cannot be read.
         found = self.look_up(problem, settings, device) or self._knowledge.choose(
             records, self._question(problem, settings, environment.of(device)), Source.MEASURED
@@ -378,55 +363,13 @@ class Dispatcher:
     # Stores
 
     def store(self, settings: Settings, *, strict: bool = False) -> Store:
-        """The store of these settings, opened once.
-
-        With `strict` one that cannot be opened raises `StoreError`; else it costs a warning, and a store in memory
-        takes its place.
-        """
-        key = (settings.database, settings.readonly)
-        with self._lock:
-            known = self._stores.get(key)
-            if known is None or (strict and isinstance(known, MemoryStore)):
-                try:
-                    known = self._open_store(settings.database or default_path(), settings.readonly)
-                except StoreError as error:
-                    if strict:
-                        raise
-                    self._warn("store", f"{error}; measurements are kept for this process alone")
-                    known = MemoryStore()
-                self._stores[key] = known
-            return known
-
-    def _note(self, problem: Problem, settings: Settings, device: mx.Device) -> None:
-        store, where = self.store(settings), environment.of(device)
-        key = (id(store), where.id, problem)
-        if store.readonly or key in self._noted:
-            return
-        self._noted.add(key)
-        with self._warn.tolerating(strict=False):
-            store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
-            store.note(where.id, problem)
-
-    def _keep(self, store: Store, problem: Problem, records: Sequence[Record], *, strict: bool) -> None:
-        """Keep records in the store, or where that cannot be for this process alone."""
-        if not store.readonly:
-            try:
-                store.add(problem, records)
-            except StoreError as error:
-                if strict:
-                    raise
-                self._warn("store", str(error))
-            else:
-                return
-        self._unkept.add(problem, records)
+        """The store of these settings, opened once; where it cannot be, one in memory, or if `strict` `StoreError`."""
+        return self._stores.get(settings, strict=strict)
 
     def close(self) -> None:
         """Close every store; the next decision opens them again."""
-        with self._lock:
-            for store in self._stores.values():
-                store.close()
-            self._stores.clear()
-            self._knowledge.close()
+        self._stores.close()
+        self._knowledge.close()
 
 
 def dispatcher() -> Dispatcher:

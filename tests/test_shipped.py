@@ -193,6 +193,15 @@ def test_what_won_among_kin_fights_a_duel_with_native_here() -> None:
     assert case.decide() == ("fast", Source.DATABASE)
 
 
+def test_a_problem_noted_for_want_of_time_is_noted_again_after_its_duel() -> None:
+    case = Case(kin(8.0, 4.0), {"native": 8.0, "fast": 4.0})
+    case.own.qualify(qualification(HERE))
+    case.decide("record")
+    assert case.own.pending(HERE.id) == [PROBLEM]
+    assert case.decide() == ("fast", Source.MEASURED)
+    assert case.own.pending(HERE.id) == [PROBLEM]
+
+
 def test_who_loses_the_duel_is_not_taken() -> None:
     case = Case(kin(8.0, 4.0), {"native": 4.0, "fast": 8.0})
     case.own.qualify(qualification(HERE))
