@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -652,6 +653,34 @@ def test_the_peak_of_a_run_has_its_operands_and_what_it_takes_besides() -> None:
         estimate = MODERATE.bytes + candidate.cost(MODERATE, "cpu").workspace_bytes
         most = max(bench.peak_bytes(candidate) for _ in range(5))  # evaluation may run ahead, or not
         assert MODERATE.bytes + 0.2 * (estimate - MODERATE.bytes) <= most <= 1.1 * estimate, candidate.name
+
+
+@needs_cpu
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("operand", [0, 1])
+def test_who_writes_over_the_operands_is_named_and_ends_the_run(dtype: str, operand: int) -> None:
+    """What ran after it would be wrong, or look so. A single value is enough to see it."""
+    problem = REAL[dtype]
+
+    def build(problem: Problem) -> Convolution:
+        run = algorithms()[0].build(problem)
+
+        def vandal(first: mx.array, second: mx.array, /) -> mx.array:
+            output = run(first, second)
+            mx.eval(output)
+            at = (0,) * 5
+            changed = (first, second)[operand]
+            changed[at] = changed[at] + 1
+            return output
+
+        return vandal
+
+    vandal = replace(algorithms()[0], name="vandal", build=build, order=1)
+    bench = DeviceBench(problem, CPU)
+    field = (*candidates(problem, "cpu")[:1], Candidate(vandal))
+    with pytest.raises(DeviceLostError, match=r"vandal failed .*it wrote over its operands") as caught:
+        tune(problem, "here", "cpu", field, bench, Plan(budget_s=0.01))
+    assert caught.value.candidate == "vandal"
 
 
 @needs_cpu

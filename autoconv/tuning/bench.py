@@ -16,8 +16,8 @@ from typing import Protocol
 
 from autoconv._backend import mx
 from autoconv.algorithms import Candidate, Convolution
-from autoconv.problem import Problem
-from autoconv.tuning.operands import half_scale, make_operands
+from autoconv.problem import MAX_ELEMENTS, Problem
+from autoconv.tuning.operands import blocks_of, half_scale, make_operands
 from autoconv.tuning.reference import Reference
 from autoconv.tuning.verification import Verdict
 
@@ -56,7 +56,7 @@ class Bench(Protocol):
         ...
 
     def alive(self) -> bool:
-        """Whether the device still answers rightly."""
+        """Whether the device still answers rightly, and what candidates compute with is what it was."""
         ...
 
 
@@ -116,10 +116,24 @@ class DeviceBench:
         with mx.stream(self._stream):
             self._first, self._second = make_operands(problem, seed, memory_bytes)
             self._reference = Reference(problem, self._first, self._second)
+            self._sums = self._checksums()
             mx.synchronize(self._stream)
 
     def verify(self, candidate: Candidate) -> Verdict:
-        """Run a candidate for the first time, under float16 once more near the top of its range."""
+        """Run a candidate for the first time, under float16 once more near the top of its range.
+
+        Raises:
+            RuntimeError: what MLX raises, or that the candidate wrote over its operands: past some 10^9 elements
+                kernels of cuDNN were seen to, and whatever ran after them was wrong.
+        """
+        verdict = self._verify(candidate)
+        with mx.stream(self._stream):
+            if self._checksums() != self._sums:
+                msg = "it wrote over its operands"
+                raise RuntimeError(msg)
+        return verdict
+
+    def _verify(self, candidate: Candidate) -> Verdict:
         entry = self._entries[candidate] = _Entry(candidate.build(self._problem))
         with mx.stream(self._stream):
             others = self._watch_memory() if self._peaks else 0
@@ -211,6 +225,14 @@ class DeviceBench:
             self.run_s += self._clock() - start
             return mx.get_peak_memory() - others
 
+    def _checksums(self) -> list[object]:
+        """Sums of the bits of both operands: one pass, and no copy."""
+        sums = [
+            mx.sum(_bits(a[block])) for a in (self._first, self._second) for block in blocks_of(a.shape, MAX_ELEMENTS)
+        ]
+        mx.eval(sums)
+        return [total.item() for total in sums]
+
     def _watch_memory(self) -> int:
         """Begin to watch the peak of memory; the bytes that are there now beside the operands.
 
@@ -221,12 +243,18 @@ class DeviceBench:
         return mx.get_active_memory() - self._first.nbytes - self._second.nbytes
 
     def alive(self) -> bool:
-        """Whether a small matrix product still comes out right."""
+        """Whether a small matrix product still comes out right, and the operands are what they were."""
         try:
             with mx.stream(self._stream):
-                return bool(mx.all(mx.matmul(mx.ones((32, 32)), mx.ones((32, 32))) == 32).item())
+                right = mx.all(mx.matmul(mx.ones((32, 32)), mx.ones((32, 32))) == 32).item()
+                return bool(right) and self._checksums() == self._sums
         except (RuntimeError, ValueError):
             return False
+
+
+def _bits(array: mx.array) -> mx.array:
+    """The bits of an array's elements, as whole numbers."""
+    return mx.view(array, mx.uint16 if array.itemsize == 2 else mx.uint32)
 
 
 def _linked(operand: mx.array, output: mx.array) -> mx.array:
