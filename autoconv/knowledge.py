@@ -1,13 +1,13 @@
 """What databases tell of a problem before anything is timed.
 
 The user's own database is asked first, then those that came with the package. Both tell of this very environment; what
-kin of it have is only a reason to try (see `kin`). What came in a file runs only where its algorithm passed this
-device's first run in that dtype: else nothing has been verified here.
+kin of it have is only a reason to try (see `kin`). What was imported runs only where its algorithm passed this device's
+first run in that dtype: else nothing has been verified here.
 """
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -58,7 +58,9 @@ class Knowledge:
     def __init__(self, registry: Sequence[Algorithm], shipped: Shipped, warn: WarnOnce) -> None:
         self._algorithms = tuple(registry)
         self._order = {f"{a.name}@{a.version}": i for i, a in enumerate(self._algorithms)}
-        self._shipped = functools.cache(shipped)
+        self._open_shipped = shipped
+        self._opened: Mapping[str, Store] | None = None
+        self._opening = threading.Lock()
         self._warn = warn
 
     def candidates(self, question: Question) -> tuple[Candidate, ...]:
@@ -67,20 +69,24 @@ class Knowledge:
 
     def choose(self, records: Sequence[Record], question: Question, source: Source) -> Decision | None:
         """The decision that records of this environment, or of kin, make; None where they do not tell."""
-        problem = question.problem
+        if not records:
+            return None
+        problem, offered = question.problem, self.candidates(question)
         noise = question.passed.noise if question.passed else 0.0
-        found = choose(
-            records,
+        names = {c.name for c in offered}
+        # A file may name what no algorithm here has, and an algorithm may have had other parameters once.
+        for name in {r.candidate for r in records} - names:
+            if find(name, problem, question.where.backend, self._algorithms) is not None:
+                names.add(name)
+        return choose(
+            [r for r in records if r.candidate in names],
             Limits(question.accuracy, question.memory_bytes, noise),
             problem.dtype,
             self._order,
             source,
             operand_bytes=problem.bytes,
-            chunked=[c.name for c in self.candidates(question) if c.chunks] if question.may_time else (),
+            chunked=[c.name for c in offered if c.chunks] if question.may_time else (),
         )
-        if found is None or find(found.candidate, problem, question.where.backend, self._algorithms) is None:
-            return None
-        return found
 
     def own(self, records: Sequence[Record], question: Question, source: Source = Source.DATABASE) -> Decision | None:
         """The decision of the user's own records; of those that were measured here, where it may not rest on files."""
@@ -90,7 +96,7 @@ class Knowledge:
         return self.choose([r for r in records if not r.origin], question, source)
 
     def shipped(self, question: Question) -> Decision | None:
-        """The decision of a database that came with the package."""
+        """The decision of a database that came with the package; all in it was verified on such a device."""
         where = question.where
         for store in self._shipped().values():
             try:
@@ -104,7 +110,7 @@ class Knowledge:
             records = [r for r in records if r.algorithm == NATIVE or r.algorithm not in barred]
             # What that device's first run found out is true of this one, which is its like; its own counts for more.
             found = self.choose(records, replace(question, passed=question.passed or known), Source.SHIPPED)
-            if found is not None and self._is_verified(found, question.problem, question.passed or known):
+            if found is not None:
                 return found
         return None
 
@@ -131,15 +137,21 @@ class Knowledge:
     def _is_verified(self, found: Decision, problem: Problem, passed: Qualification | None) -> bool:
         """Whether a candidate was verified on such a device, by who measured it here or by the device's first run."""
         winner = next((v for v in found.verdicts if v.record.candidate == found.candidate), None)
-        measured_here = winner is not None and found.source is not Source.SHIPPED and "" in winner.origins
+        measured_here = winner is not None and "" in winner.origins
         return measured_here or _has_passed(found, problem, passed)
 
+    def _shipped(self) -> Mapping[str, Store]:
+        with self._opening:
+            if self._opened is None:
+                self._opened = self._open_shipped()
+            return self._opened
+
     def close(self) -> None:
-        """Close the databases that came with the package."""
-        if self._shipped.cache_info().currsize:
-            for store in self._shipped().values():
+        """Close the databases that came with the package; they are opened again when they are needed."""
+        with self._opening:
+            for store in (self._opened or {}).values():
                 store.close()
-            self._shipped.cache_clear()
+            self._opened = None
 
 
 def _has_passed(found: Decision, problem: Problem, passed: Qualification | None) -> bool:

@@ -140,9 +140,11 @@ def runs(records: Iterable[Record]) -> list[Run]:
 def barred(records: Sequence[Record]) -> dict[str, Record]:
     """The last record that bars a candidate, for each one that is barred, by its name.
 
-    Once wrong is always wrong. What ended a process is barred unless it ran to its end later.
+    Once wrong is always wrong. What ended a process is barred unless it ran to its end later. What a file says against
+    a candidate counts for nothing where it was found right here.
     """
-    against = [r for r in records if r.status in _BARS]
+    right = {r.candidate for r in records if r.status is Status.OK and not r.origin}
+    against = [r for r in records if r.status in _BARS and not (r.origin and r.candidate in right)]
     if not against:
         return {}
     survived: dict[str, float] = {}

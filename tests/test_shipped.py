@@ -12,9 +12,11 @@ from replay import Benches, Run, nothing_is_timed, registry
 
 from autoconv import environment, settings
 from autoconv._backend import mx
+from autoconv.algorithms import algorithms
 from autoconv.decision import Source
 from autoconv.dispatch import Dispatcher
 from autoconv.environment import Environment
+from autoconv.knowledge import Knowledge, Question
 from autoconv.problem import Kind, Problem
 from autoconv.record import Record, Status
 from autoconv.report import doctor
@@ -22,6 +24,7 @@ from autoconv.settings import Settings
 from autoconv.store import MemoryStore, Qualification, Store, open_store
 from autoconv.store.shipped import open_shipped, shipped_folder
 from autoconv.tuning.qualification import fingerprint
+from autoconv.warn import WarnOnce
 
 CPU = mx.Device(mx.cpu)
 ALGORITHMS = registry("native", "fast", "other")
@@ -120,10 +123,8 @@ def test_what_is_shipped_for_a_stranger_decides_nothing() -> None:
     assert case.decide("predict") == ("native", Source.NATIVE)
 
 
-def test_what_did_not_pass_the_first_run_there_does_not_run_unverified() -> None:
+def test_it_was_verified_on_such_a_device_and_needs_no_first_run_here() -> None:
     case = Case({"a": fill(MemoryStore(), HERE, {"native": 8.0, "fast": 4.0}, passed=False)})
-    assert case.decide("predict") == ("native", Source.NATIVE)
-    case.own.qualify(qualification(HERE))
     assert case.decide("predict") == ("fast", Source.SHIPPED)
 
 
@@ -169,6 +170,28 @@ def test_where_the_first_run_bars_what_was_imported_the_problem_is_timed_here() 
     fill(case.own, HERE, {"native": 8.0, "fast": 4.0}, passed=False, origin="0123456789ab")
     case.own.qualify(qualification(HERE, "fast"))
     assert case.decide() == ("other", Source.MEASURED)
+
+
+def test_what_a_file_names_that_nothing_here_has_changes_nothing() -> None:
+    case = Case({})
+    fill(case.own, HERE, {"native": 8.0, "fast": 4.0})
+    rows = case.own.records(HERE.id, PROBLEM)
+    bogus = [replace(rows[0], run="x", origin="0123456789ab"), replace(rows[1], run="x", origin="0123456789ab")]
+    bogus[1] = replace(bogus[1], parameters="sum=float99", samples_us=(1.0,) * 6)
+    case.own.add(PROBLEM, bogus)
+    assert case.decide() == ("fast", Source.DATABASE)
+
+
+@pytest.mark.parametrize("status", [Status.WRONG, Status.CRASHED])
+def test_what_a_file_says_against_a_candidate_counts_for_nothing_where_it_was_right_here(status: Status) -> None:
+    case = Case({})
+    fill(case.own, HERE, {"native": 8.0, "fast": 4.0})
+    row = next(r for r in case.own.records(HERE.id, PROBLEM) if r.candidate == "fast")
+    against = replace(row, status=status, samples_us=(), run="x", created=row.created + 1e6)
+    case.own.add(PROBLEM, [replace(against, origin="0123456789ab")])
+    assert case.decide() == ("fast", Source.DATABASE)
+    case.own.add(PROBLEM, [against])
+    assert case.decide() == ("native", Source.DATABASE)
 
 
 def test_native_runs_whatever_said_so() -> None:
@@ -302,6 +325,27 @@ def test_they_are_only_read_and_leave_no_file_beside_them(folder: Path) -> None:
     stores["right"].close()
 
 
+def test_every_problem_of_those_of_this_checkout_is_decided_without_timing() -> None:
+    """Of up to a few hundred each, and on such a device; where no candidate is accurate that is said."""
+    for name, store in open_checkout().items():
+        for key, (identity, _) in store.environments().items():
+            where = Environment({k: v for k, v in identity.items() if isinstance(v, (str, int))}, {}, 80 * 10**9)
+            knowledge = Knowledge(algorithms(), lambda found=store: {"": found}, WarnOnce())  # type: ignore[misc]
+            problems = store.problems(key)
+            for problem in problems[:: max(1, len(problems) // 200)]:
+                question = Question(problem, where, "native", 48e9, may_time=True, passed=None)
+                assert knowledge.shipped(question) is not None, (name, problem.key)
+        store.close()
+
+
+def open_checkout() -> dict[str, Store]:
+    from autoconv.store import shipped
+
+    folder = shipped.shipped_folder()
+    assert folder is not None
+    return {p.stem: open_store(p, readonly=True, immutable=True) for p in sorted(folder.glob("*.db"))}
+
+
 def test_those_of_this_checkout_can_all_be_opened() -> None:
     from autoconv.store import shipped
 
@@ -337,10 +381,11 @@ def test_the_doctor_says_where_none_came_with_the_package() -> None:
     assert finding.found == "none came with this package"
 
 
-def test_gradients_are_verified_by_the_first_run_of_gradients() -> None:
+def test_imported_gradients_are_verified_by_the_first_run_of_gradients() -> None:
     gradient = replace(PROBLEM, kind=Kind.INPUT_GRADIENT)
-    store = fill(MemoryStore(), HERE, {"native": 8.0, "fast": 4.0}, problem=gradient)
-    assert Case({"a": store}).decide("predict", gradient) == ("native", Source.NATIVE)
+    case = Case({})
+    fill(case.own, HERE, {"native": 8.0, "fast": 4.0}, problem=gradient, origin="0123456789ab")
+    assert case.decide("predict", gradient) == ("native", Source.NATIVE)
     passed = qualification(HERE)
-    store.qualify(Qualification(HERE.id, fingerprint(ALGORITHMS, gradients=True), passed=passed.passed, created=1.0))
-    assert Case({"a": store}).decide("predict", gradient) == ("fast", Source.SHIPPED)
+    case.own.qualify(Qualification(HERE.id, fingerprint(ALGORITHMS, gradients=True), passed=passed.passed, created=1.0))
+    assert case.decide("predict", gradient) == ("fast", Source.DATABASE)

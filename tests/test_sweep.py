@@ -91,6 +91,13 @@ def test_what_the_database_tells_is_timed_again_when_it_is_to_be_refreshed() -> 
     assert tuner.anew == [True, True]
 
 
+def test_a_known_problem_that_nothing_does_accurately_is_a_failure_each_time() -> None:
+    tuner = Tuner()
+    tuner.known[layer(4).problem] = replace(decided("native", None), accurate=False, reason="nothing passes")
+    (found,) = sweep([layer(4)], tuner, HERE, CPU)
+    assert (found.ending, found.why, found.failed) == (Ending.INACCURATE, "nothing passes", True)
+
+
 def test_what_is_asked_for_again_is_timed_though_it_is_known() -> None:
     """A duel with what won among kin is known, and noted for a sweep that times all."""
     layers = [layer(4), layer(5)]
@@ -320,6 +327,26 @@ def test_a_signal_ends_a_sweep_after_its_problem_and_the_same_command_goes_on(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["summary"]["endings"] == {"known": first["timed"], "timed": 60 - first["timed"]}
+
+
+def test_a_second_signal_ends_a_sweep_at_once_and_accuses_nobody(qualified: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.csv"
+    path.write_text("N,D,H,W,C_in,C_out,KD,KH,KW\n1,20,60,60,64,64,3,3,3\n")  # many seconds a run
+    command = [sys.executable, "-m", "autoconv", "sweep", str(path), "--database", str(qualified)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not notes(qualified) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    assert child.stderr is not None
+    assert "once more ends it now" in child.stderr.readline() + child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 130, stderr
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert notes(qualified) == 0
+    assert timed(qualified) == []
 
 
 def timed(database: Path) -> list[Problem]:

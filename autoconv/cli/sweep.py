@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -139,11 +141,15 @@ def sweep(
     chosen = settings(database, policy="measure")
     noted = _noted(chosen) if wanted.pending else []
     layers = _layers(wanted, noted)
-    with stopping() as stop:
+    with stopping(_tell_of_stop) as stop:
         how = _How(
             chosen, not resume, frozenset(noted), math.inf if time_limit is None else time_limit, stop, on_battery
         )
-        swept = _here(layers, how) if scheduler is None else _fleet(layers, how, scheduler, insecure)
+        try:
+            swept = _here(layers, how) if scheduler is None else _fleet(layers, how, scheduler, insecure)
+        except KeyboardInterrupt:
+            _say("interrupted; what was timed is kept, and the same command goes on from there")
+            raise click.exceptions.Exit(INTERRUPTED) from None
     outcomes = swept.outcomes
     if as_json:
         click.echo(json.dumps(tables.outcomes_dict(outcomes) | {"seconds": swept.seconds}, indent=2))
@@ -179,6 +185,15 @@ class _Swept:
     seconds: dict[str, float]
 
 
+def _tell_of_stop() -> None:
+    """In a signal's handler, where what else writes to stderr may be at it."""
+    os.write(sys.stderr.fileno(), b"\nautoconv: ending after the current convolution; once more ends it now\n")
+
+
+def _say(text: str) -> None:
+    click.echo(f"autoconv: {text}", err=True)
+
+
 def _here(layers: Sequence[Layer], how: _How) -> _Swept:
     """A sweep on this machine."""
     from autoconv._backend import mx
@@ -187,12 +202,9 @@ def _here(layers: Sequence[Layer], how: _How) -> _Swept:
     from autoconv.sweep.power import awake, wait_until_unhindered
     from autoconv.sweep.runner import sweep as run
 
-    def say(text: str) -> None:
-        click.echo(f"autoconv: {text}", err=True)
-
     def wait() -> None:
         if not how.on_battery:
-            wait_until_unhindered(how.stop, say)
+            wait_until_unhindered(how.stop, _say)
 
     start = time.monotonic()
     with awake(), Isolated(dispatcher()) as tuner, progress(len(layers), "sweeping") as bar:
@@ -238,6 +250,8 @@ def _fleet(layers: Sequence[Layer], how: _How, scheduler: str, insecure: bool) -
             how.chosen,
             dispatcher().store(how.chosen, strict=True),
             refresh=how.refresh,
+            again=how.again,
+            measured=_measured(how.chosen) if layers else (),
             limit_s=how.limit_s,
             stop=how.stop,
             tell=_teller(bar.advance),

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +30,7 @@ from autoconv.sweep import wire
 from autoconv.sweep.fleet_worker import farewell, hello, time_problem
 from autoconv.sweep.measured import as_measured
 from autoconv.sweep.order import Measured, Neighbours, ordered
-from autoconv.sweep.runner import REORDER, Ending, Outcome
+from autoconv.sweep.runner import REORDER, Ending, Outcome, as_known
 from autoconv.sweep.scheduler import Failure, Scheduler, Task, checked_address, connected
 from autoconv.sweep.workload import Layer
 from autoconv.tuning.bench import Clock
@@ -74,6 +74,7 @@ def sweep_fleet(
     store: Store,
     *,
     refresh: bool = False,
+    again: Collection[Problem] = (),
     limit_s: float = math.inf,
     measured: Sequence[Measured] = (),
     stop: threading.Event | None = None,
@@ -96,6 +97,7 @@ def sweep_fleet(
         settings: What candidates are held to.
         store: The database.
         refresh: Whether to time what the database tells of as well.
+        again: The problems of which that holds in any case.
         limit_s: Seconds after which no other problem is begun.
         measured: What is known of other problems, by which the order is made.
         stop: Ends the sweep after the problems that are under way once it is asked to.
@@ -122,7 +124,7 @@ def sweep_fleet(
             layers,
             settings,
             store,
-            refresh=refresh,
+            again=frozenset(layer.problem for layer in layers) if refresh else frozenset(again),
             end=clock() + limit_s,
             measured=measured,
             stop=stop,
@@ -191,7 +193,7 @@ class _Fleet:
     layers: Sequence[Layer]
     settings: Settings
     store: Store
-    refresh: bool
+    again: Collection[Problem]
     end: float
     measured: Sequence[Measured]
     stop: threading.Event | None
@@ -361,11 +363,12 @@ class _Fleet:
         for layer in self.layers:
             if self._over():
                 break
-            known = None if self.refresh else self._look_up(where, layer.problem, self.settings)
+            known = None if layer.problem in self.again else self._look_up(where, layer.problem, self.settings)
             if known is None:
                 group.left.append(layer)
             else:
-                self._add(group, layer, Ending.KNOWN, known)
+                found = as_known(layer, known)
+                self._add(group, layer, found.ending, known, found.why)
 
     # Problems are given out, and come back
 
@@ -401,7 +404,7 @@ class _Fleet:
         return {
             "worker": worker.id,
             "problem": problem.key,
-            "anew": self.refresh,
+            "anew": problem in self.again,
             "hindered": self.hindered,
             "limits": {name: getattr(self.settings, name) for name in ("accuracy", "memory_limit", "budget_ms")},
             "notes": self.store.unended(where.id, problem),

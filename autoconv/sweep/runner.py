@@ -113,9 +113,9 @@ class Tuner(Protocol):
 
 
 @contextmanager
-def stopping() -> Iterator[threading.Event]:
-    """Take Ctrl-C and SIGTERM as the wish to end after the current problem, which sets the event; a second one
-    interrupts it.
+def stopping(told: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
+    """Take Ctrl-C and SIGTERM as the wish to end after the current problem, which sets the event and calls `told`; a
+    second one interrupts it.
     """
     stop = threading.Event()
 
@@ -123,6 +123,7 @@ def stopping() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        told()
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -204,7 +205,7 @@ def sweep(
         if known is None:
             left.append(layer)
         else:
-            add(Outcome(layer, Ending.KNOWN, known))
+            add(as_known(layer, known))
     while left and not over():
         seen = filter(None, (as_measured(o.layer.problem, o.decision) for o in outcomes.values()))
         left = ordered(left, Neighbours([*measured, *seen]))
@@ -215,6 +216,13 @@ def sweep(
                 break
             add(_one(layer, tuner, settings, device, anew=anew(layer)))
     return [outcomes[layer.problem] for layer in layers if layer.problem in outcomes]
+
+
+def as_known(layer: Layer, known: Decision) -> Outcome:
+    """The outcome of a layer that the database tells of; a failure where nothing that it tells of is accurate."""
+    if known.accurate:
+        return Outcome(layer, Ending.KNOWN, known)
+    return Outcome(layer, Ending.INACCURATE, known, known.reason)
 
 
 def _one(layer: Layer, tuner: Tuner, settings: Settings, device: mx.Device, *, anew: bool) -> Outcome:

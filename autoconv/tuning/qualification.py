@@ -27,26 +27,26 @@ from autoconv.tuning.verification import Verdict
 
 _log = logging.getLogger("autoconv")
 
+DTYPES = ("float32", "float16", "bfloat16")
+
 PROBLEMS = (
     Problem.parse((1, 4, 6, 6, 16), (32, 3, 3, 3, 16), "float32", padding=1),
     Problem.parse((1, 3, 8, 8, 32), (32, 3, 3, 3, 32), "float16", padding=(0, 1, 1)),
     Problem.parse((1, 5, 6, 7, 32), (16, 3, 3, 3, 32), "bfloat16", padding=(0, 1, 1)),
     Problem.parse((2, 7, 7, 9, 16), (32, 3, 3, 3, 16), "float16", stride=2, padding=1),
-    Problem.parse((2, 6, 8, 8, 32), (16, 3, 1, 1, 32), "bfloat16", padding=(1, 0, 0)),
+    *(Problem.parse((2, 6, 8, 8, 32), (16, 3, 1, 1, 32), dtype, padding=(1, 0, 0)) for dtype in DTYPES),
     Problem.parse((1, 7, 8, 8, 24), (20, 2, 3, 3, 24), "float32", dilation=(2, 1, 2), padding=((2, 1, 0), (0, 1, 2))),
     Problem.parse((1, 8, 5, 5, 16), (2, 5, 3, 3, 16), "float16", padding=2, flip=True),  # frames at odd addresses
     Problem.parse((1, 4, 6, 6, 32), (32, 3, 3, 3, 16), "float32", padding=1, groups=2),
 )
-"""Eight small problems that between them meet every argument; a few million operations each. Gradients are qualified
-by both gradients of each."""
+"""Ten small problems that between them meet every argument, and every algorithm in every dtype; a few million
+operations each. Gradients are qualified by both gradients of each."""
 
 PROBE_BYTES = 256 * 10**6
 """Most bytes that the probe of the ceilings takes."""
 
 CHAIN = 16
 """Operations that depend on each other in one probe."""
-
-DTYPES = ("float32", "float16", "bfloat16")
 
 GROSSLY = 10.0
 """An algorithm fails if its error is over this times what passes under `native`; less is a single candidate's
