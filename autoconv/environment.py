@@ -108,7 +108,7 @@ def _find_out(device: mx.Device) -> Environment:
     }
     identity |= mlx_settings(_AT_IMPORT)
     circumstances: dict[str, str | int] = {
-        "os": f"{platform.system()} {platform.release()}",
+        "os": f"{platform.system()} {_number_of(platform.release())}",
         "python": platform.python_version(),
         "power": _power_source(),
     }
@@ -178,6 +178,12 @@ def _host_available() -> int:
 def _gpu_cores() -> int:
     found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', _output("ioreg", "-rc", "AGXAccelerator", "-d1"))
     return int(found[1]) if found else 0
+
+
+def _number_of(release: str) -> str:
+    """A release's number alone: what follows it may tell who built the kernel, and leaves with every export."""
+    found = re.match(r"\d+(?:\.\d+)*", release)
+    return found[0] if found else release
 
 
 def _power_source() -> str:

@@ -180,3 +180,16 @@ def test_free_memory_is_what_is_not_active_less_a_tenth(
     monkeypatch.setattr(mx, "get_active_memory", lambda: active)
     assert environment.free_bytes(Environment({"backend": "metal"}, memory_bytes=1000)) == free
     assert environment.free_bytes(Environment({"backend": "cpu"}, memory_bytes=1000)) == free
+
+
+@pytest.mark.parametrize(
+    ("release", "number"),
+    [
+        ("6.18.44-custom-build7", "6.18.44"),
+        ("25.1.0", "25.1.0"),
+        ("5.15.0-91-generic", "5.15.0"),
+        ("rolling", "rolling"),
+    ],
+)
+def test_of_the_system_s_release_the_number_alone_is_kept(release: str, number: str) -> None:
+    assert environment._number_of(release) == number
