@@ -120,6 +120,10 @@ class Decision:
     within_memory: bool = True
     verdicts: tuple[Verdict, ...] = ()
 
+    def median_us(self, candidate: str) -> float | None:
+        """A candidate's median time in microseconds, None where it has none."""
+        return next((v.record.median_us for v in self.verdicts if v.record.candidate == candidate), None)
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from autoconv.algorithms import Algorithm, Candidate, candidates, find
+from autoconv.algorithms import Algorithm, Candidate, candidates, find, places
 from autoconv.decision import NATIVE, Decision, Limits, Source, choose
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
@@ -57,7 +57,7 @@ class Knowledge:
 
     def __init__(self, registry: Sequence[Algorithm], shipped: Shipped, warn: WarnOnce) -> None:
         self._algorithms = tuple(registry)
-        self._order = {f"{a.name}@{a.version}": i for i, a in enumerate(self._algorithms)}
+        self._order = places(self._algorithms)
         self._open_shipped = shipped
         self._opened: Mapping[str, Store] | None = None
         self._opening = threading.Lock()

@@ -18,7 +18,7 @@ from autoconv.algorithms._algorithm import Algorithm, Candidate, Convolution, ch
 from autoconv.algorithms._chunks import FEWEST, MOST, PARAMETERS, largest, number, parts
 from autoconv.problem import MAX_ELEMENTS, Kind, Problem
 
-__all__ = ["Algorithm", "Candidate", "Convolution", "algorithms", "candidates", "find"]
+__all__ = ["Algorithm", "Candidate", "Convolution", "algorithms", "candidates", "find", "places"]
 
 SLACK = 1.15
 """What an estimate of a chunk's memory may be too low by; what it takes is to be within the limit."""
@@ -33,6 +33,11 @@ def algorithms() -> tuple[Algorithm, ...]:
         if not module.name.startswith("_")
     ]
     return tuple(sorted(found, key=lambda algorithm: (algorithm.order, algorithm.name)))
+
+
+def places(among: Sequence[Algorithm]) -> dict[str, int]:
+    """Place of each algorithm where times tie, by `name@version`: what `decision.choose` takes."""
+    return {f"{algorithm.name}@{algorithm.version}": place for place, algorithm in enumerate(among)}
 
 
 def candidates(

@@ -66,12 +66,12 @@ class Outcome:
     @property
     def native_us(self) -> float | None:
         """Native's median time in microseconds, None where it has none."""
-        return self._median(NATIVE)
+        return self.decision.median_us(NATIVE) if self.decision else None
 
     @property
     def best_us(self) -> float | None:
         """The chosen candidate's median time in microseconds, None where it has none."""
-        return self._median(self.decision.candidate) if self.decision else None
+        return self.decision.median_us(self.decision.candidate) if self.decision else None
 
     @property
     def error(self) -> float | None:
@@ -92,12 +92,6 @@ class Outcome:
     def failed(self) -> bool:
         """Whether it was not timed, or no candidate does it accurately."""
         return self.ending in {Ending.NOT_TIMED, Ending.INACCURATE}
-
-    def _median(self, candidate: str) -> float | None:
-        if self.decision is None:
-            return None
-        found = (v.record.median_us for v in self.decision.verdicts if v.record.candidate == candidate)
-        return next(found, None)
 
 
 class Tuner(Protocol):
