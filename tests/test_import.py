@@ -105,7 +105,7 @@ def test_what_was_exported_comes_in_and_says_where_it_came_from(database: Path, 
         assert opened.execute("SELECT key, sha256, file FROM origins").fetchall() == [(digest[:12], digest, out.name)]
 
 
-text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 records = st.builds(
     Record,
     problem=st.sampled_from([problem.key for problem in PROBLEMS]),
@@ -118,8 +118,10 @@ records = st.builds(
     error=st.none() | st.floats(0),
     workspace_bytes=st.none() | st.integers(0, 2**63 - 1),
     peak_bytes=st.none() | st.integers(0, 2**63 - 1),
-    detail=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), max_size=40),
-    run=st.text(st.sampled_from("ab\r\n,\"'\x00ü"), max_size=3),
+    detail=st.text(
+        st.characters(exclude_categories=["Cs", "Cc"], include_characters="\r\n\t", exclude_characters="/"), max_size=40
+    ),
+    run=st.text(st.sampled_from("ab,\"'ü"), max_size=3),
     created=st.floats(0, allow_infinity=False),
     library=text,
 )
@@ -307,6 +309,13 @@ ENVIRONMENT = {"type": "environment", "environment": HERE, "identity": IDENTITIE
 
 ELSEWHERE = ENVIRONMENT | {"environment": UNKNOWN, "identity": IDENTITIES[2]}
 
+
+def _described(changes: dict[str, Any]) -> dict[str, Any]:
+    """An environment whose id is that of its identity."""
+    identity = {"mlx": "1.2.3", **IDENTITIES[2], **changes}
+    return ENVIRONMENT | {"environment": environment_id(identity), "identity": identity}
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "algorithm": (line(algorithm="evil"), "an unknown algorithm"),
     "no algorithm": (line(algorithm=["native"]), "an unknown algorithm"),
@@ -333,6 +342,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "identity": (ELSEWHERE | {"identity": IDENTITIES[1]}, "an environment whose id is not that of its identity"),
     "no identity": (ELSEWHERE | {"identity": [1]}, "an object that is none"),
     "long": (ELSEWHERE | {"circumstances": {"os": "x" * 20_000}}, "an object that is too long"),
+    "title": (line(detail="\x1b]0;owned\x07"), "a text with control characters"),
+    "C1": (line(detail="\x9b2J"), "a text with control characters"),
+    "a tab in a name": (line(parameters="tile=4\tError"), "a text with control characters"),
+    "titled device": (_described({"device": "\x1b[2J"}), "a text with control characters"),
+    "titled field": (ELSEWHERE | {"circumstances": {"os": {"\x7f": 1}}}, "a text with control characters"),
     "type": ({"type": "spell"}, "a row of an unknown type"),
 }
 

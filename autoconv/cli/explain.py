@@ -66,6 +66,7 @@ def explain(
     """
     from autoconv import ops
     from autoconv.report import tables
+    from autoconv.report.words import cell
 
     changes = {"accuracy": accuracy, "memory_limit": memory_limit, "database": database}
     chosen: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
@@ -73,4 +74,4 @@ def explain(
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
-        tables.console().print(*found.summary(), found.table(), sep="\n")
+        tables.console().print(*map(cell, found.summary()), found.table(), sep="\n")

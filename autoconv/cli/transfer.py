@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from autoconv.cli._common import Command, database_option, json_option, progress_of, settings
+from autoconv.report.words import printable
 
 
 @click.command(cls=Command, epilog="Example: autoconv export m3-max.db --device 'M3 Max' --network wan21")
@@ -120,11 +121,11 @@ def _report(file: Path, imported: Any) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    file = report["file"]
+    file = printable(report["file"])
     if "added" in report:
         more = f"{report['environments']} new environments, {report['problems']} new problems"
         click.echo(f"{file}: {report['added']} records added, {report['known']} known already; {more}")
         for reason, row in report["rejected"].items():
             click.echo(f"{file}: {row['count']} rows refused: {reason}, first {row['example']}", err=True)
     if report["error"]:
-        click.echo(f"Error: {report['error']}", err=True)
+        click.echo(f"Error: {printable(report['error'])}", err=True)

@@ -19,6 +19,7 @@ from autoconv.algorithms._mlx import MAX_DECOMPOSED_DEPTH
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
 from autoconv.kin import are_kin, differences
+from autoconv.report.words import cell
 from autoconv.settings import Settings
 from autoconv.store import Store, default_path, open_store
 from autoconv.store.shipped import open_shipped
@@ -70,9 +71,9 @@ def table(findings: list[Finding]) -> Table:
     found.add_column(style="bold", no_wrap=True)
     found.add_column(overflow="fold")
     for finding in findings:
-        found.add_row(finding.about, finding.found)
+        found.add_row(cell(finding.about), cell(finding.found))
         if finding.advice:
-            found.add_row("", f"→ {finding.advice}", style="yellow")
+            found.add_row("", cell(f"→ {finding.advice}"), style="yellow")
     return found
 
 

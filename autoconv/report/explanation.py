@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 from autoconv.decision import Decision
 from autoconv.environment import Environment
 from autoconv.problem import Problem
+from autoconv.report.words import cell, printable
 
 COLUMNS = ("candidate", "status", "time ms", "spread", "vs native", "error", "bound", "workspace MB", "peak MB", "why")
 
@@ -128,12 +129,12 @@ class Explanation:
         for name in COLUMNS:
             found.add_column(name, no_wrap=name != COLUMNS[-1], justify="left" if name in WORDS else "right")
         for row in self.rows():
-            found.add_row(*row, style="bold" if row[0] == self.decision.candidate else None)
+            found.add_row(*map(cell, row), style="bold" if row[0] == self.decision.candidate else None)
         return found
 
     def __str__(self) -> str:
         """The lines of `summary` and a table in plain text."""
-        return "\n".join([*self.summary(), *plain_table(COLUMNS, self.rows())])
+        return printable("\n".join([*self.summary(), *plain_table(COLUMNS, self.rows())]))
 
 
 def _finite(number: float | None) -> float | None:
