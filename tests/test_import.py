@@ -12,6 +12,7 @@ import os
 import random
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -33,7 +34,7 @@ from autoconv.store.transfer import imports
 SUFFIXES = (".db", ".jsonl", ".csv")
 KNOWN = {"native", "fft"}
 PROBLEMS = [Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2, 3)]
-IDENTITIES = [{"backend": "metal", "device": f"Apple M{n}", "cores": n} for n in (1, 2, 3)]
+IDENTITIES = [{"backend": "metal", "device": f"Apple M{n}", "mlx": "0.30", "cores": n} for n in (1, 2, 3)]
 HERE, THERE, UNKNOWN = (environment_id(identity) for identity in IDENTITIES)
 each_format = pytest.mark.parametrize("suffix", SUFFIXES)
 
@@ -122,7 +123,7 @@ records = st.builds(
         st.characters(exclude_categories=["Cs", "Cc"], include_characters="\r\n\t", exclude_characters="/"), max_size=40
     ),
     run=st.text(st.sampled_from("ab,\"'ü"), max_size=3),
-    created=st.floats(0, allow_infinity=False),
+    created=st.floats(0, 1.7e9),
     library=text,
 )
 batches = st.lists(records, max_size=6, unique=True)
@@ -240,6 +241,17 @@ def test_an_environment_s_id_is_that_of_the_environment() -> None:
     assert Environment({"b": 1, "a": "ü"}).id == environment_id({"a": "ü", "b": 1})
 
 
+def test_a_clock_that_is_somewhat_ahead_is_let_in(tmp_path: Path) -> None:
+    in_lines([line(created=time.time() + 3600)], tmp_path / "in.jsonl")
+    assert import_file(tmp_path / "into.db", tmp_path / "in.jsonl", known=KNOWN).added == 1
+
+
+def test_a_qualification_of_a_moment_to_come_is_refused(tmp_path: Path) -> None:
+    never = dataclasses.replace(QUALIFICATION, created=1e300)
+    imported = import_file(tmp_path / "into.db", exported(fill(tmp_path / "a.db", [], [never]), ".jsonl"), known=KNOWN)
+    assert (imported.qualifications, list(imported.rejected)) == (0, ["a moment to come"])
+
+
 # Selections
 
 
@@ -312,7 +324,7 @@ ELSEWHERE = ENVIRONMENT | {"environment": UNKNOWN, "identity": IDENTITIES[2]}
 
 def _described(changes: dict[str, Any]) -> dict[str, Any]:
     """An environment whose id is that of its identity."""
-    identity = {"mlx": "1.2.3", **IDENTITIES[2], **changes}
+    identity = {**IDENTITIES[2], **changes}
     return ENVIRONMENT | {"environment": environment_id(identity), "identity": identity}
 
 
@@ -342,6 +354,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "identity": (ELSEWHERE | {"identity": IDENTITIES[1]}, "an environment whose id is not that of its identity"),
     "no identity": (ELSEWHERE | {"identity": [1]}, "an object that is none"),
     "long": (ELSEWHERE | {"circumstances": {"os": "x" * 20_000}}, "an object that is too long"),
+    "eternity": (line(created=1e300), "a moment to come"),
+    "two days ahead": (line(created=time.time() + 2 * 86_400), "a moment to come"),
+    "no MLX": (_described({"mlx": 3}), "an environment without the texts backend, device, mlx"),
     "title": (line(detail="\x1b]0;owned\x07"), "a text with control characters"),
     "C1": (line(detail="\x9b2J"), "a text with control characters"),
     "a tab in a name": (line(parameters="tile=4\tError"), "a text with control characters"),

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,12 @@ MAX_OBJECT = 20_000
 
 MAX_SAMPLES = 2_000
 """Most samples of a record."""
+
+MAX_AHEAD_S = 86_400.0
+"""How far another machine's clock may be ahead, in seconds."""
+
+NAMED = ("backend", "device", "mlx")
+"""What the identity of an environment says at least, each a text."""
 
 MAX_TIME_US = 1e12
 """Longest sample: eleven days."""
@@ -59,14 +66,15 @@ class Checker:
     def __init__(self, known: Collection[str], origin: str) -> None:
         self._known = frozenset(known)
         self._origin = origin
+        self._latest = time.time() + MAX_AHEAD_S
         self._refused: set[object] = set()
 
     def environment(self, entry: Entry) -> tuple[str, str, str]:
         """An environment's id, identity and circumstances, those two as JSON texts.
 
         Raises:
-            RefusedError: its id is not that of its identity, or one of the objects is none or too long. Records of an
-                environment that was refused are refused as well.
+            RefusedError: its id is not that of its identity, that does not say what device it is, or one of the objects
+                is none or too long. Records of an environment that was refused are refused as well.
         """
         key = entry.get("environment")
         try:
@@ -74,6 +82,9 @@ class Checker:
             texts = _json(entry["identity"]), _json(entry["circumstances"])
             if key != environment_id(entry["identity"]):
                 reason = "an environment whose id is not that of its identity"
+                raise RefusedError(reason, key)
+            if not all(isinstance(entry["identity"].get(name), str) for name in NAMED):
+                reason = f"an environment without the texts {', '.join(NAMED)}"
                 raise RefusedError(reason, key)
         except RefusedError:
             if isinstance(key, str):
@@ -112,7 +123,7 @@ class Checker:
             None if entry["peak_bytes"] is None else _whole(entry["peak_bytes"]),
             _text(entry["detail"], MAX_DETAIL, prose=True),
             _text(entry["run"]),
-            _number(entry["created"]),
+            self._moment(entry["created"]),
             _text(entry["library"]),
             self._origin,
         )
@@ -125,7 +136,7 @@ class Checker:
         """
         _check_fields(entry)
         fingerprint = _text(entry["fingerprint"], MAX_OBJECT)
-        noise, created = _number(entry["noise"]), _number(entry["created"])
+        noise, created = _number(entry["noise"]), self._moment(entry["created"])
         texts = _json(entry["passed"], list), _json(entry["barred"], prose=True), _json(entry["ceilings"])
         row = (*texts[:2], noise, texts[2], created)
         found = rows.qualification_of(self._environment(entry), fingerprint, "", row)
@@ -135,6 +146,14 @@ class Checker:
         for value in found.ceilings.values():
             _number(value)
         return found
+
+    def _moment(self, value: object) -> float:
+        """Seconds since 1970; one to come would pass for newer than all that is ever measured."""
+        moment = _number(value)
+        if moment > self._latest:
+            reason = "a moment to come"
+            raise RefusedError(reason, value)
+        return moment
 
     def _environment(self, entry: Entry) -> str:
         key = entry["environment"]
