@@ -83,7 +83,7 @@ class Explanation:
             "reason": decision.reason,
             "bound": decision.bound,
             "accurate": decision.accurate,
-            "memory_limit_bytes": _finite(self.memory_bytes),
+            "memory_limit_bytes": finite(self.memory_bytes),
             "gflop": self.problem.flops / 1e9,
             "candidates": [
                 {
@@ -94,7 +94,7 @@ class Explanation:
                     "samples_us": list(v.record.samples_us),
                     "spread": v.record.spread,
                     "speedup": v.speedup,
-                    "error": _finite(v.record.error),
+                    "error": finite(v.record.error),
                     "bound": decision.bound,
                     "workspace_bytes": v.record.workspace_bytes,
                     "peak_bytes": v.record.peak_bytes,
@@ -137,7 +137,7 @@ class Explanation:
         return printable("\n".join([*self.summary(), *plain_table(COLUMNS, self.rows())]))
 
 
-def _finite(number: float | None) -> float | None:
+def finite(number: float | None) -> float | None:
     """The number, None where it is infinite: JSON has no word for that."""
     return number if number is not None and math.isfinite(number) else None
 

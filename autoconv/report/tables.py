@@ -13,6 +13,7 @@ from rich.table import Table
 
 from autoconv.decision import NATIVE
 from autoconv.problem import Kind
+from autoconv.report.explanation import finite
 from autoconv.report.words import cell
 from autoconv.sweep.runner import Ending, Outcome
 
@@ -174,14 +175,14 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         "native_us": outcome.native_us,
         "best_us": outcome.best_us,
         "speedup": outcome.speedup,
-        "error": outcome.error,
+        "error": finite(outcome.error),
         "candidates": [
             {
                 "candidate": v.record.candidate,
                 "status": str(v.status),
                 "median_us": v.record.median_us,
                 "speedup": v.speedup,
-                "error": v.record.error if v.record.error is None or math.isfinite(v.record.error) else None,
+                "error": finite(v.record.error),
                 "bound": decision.bound if decision else None,
                 "workspace_bytes": v.record.workspace_bytes,
                 "peak_bytes": v.record.peak_bytes,
