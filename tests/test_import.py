@@ -263,8 +263,19 @@ NARROW = {
         [RECORDS[2]],
     ),
     "both": (Selection(device="M1", problems=PROBLEMS[:1]), RECORDS[:2]),
-    "nothing": (Selection(device="M9"), []),
 }
+
+
+@each_format
+def test_an_export_of_nothing_leaves_what_was_there(database: Path, tmp_path: Path, suffix: str) -> None:
+    out = exported(database, suffix)
+    before = out.read_bytes()
+    with pytest.raises(StoreError, match="is selected"):
+        export(database, out, selection=Selection(device="M9"), force=True)
+    assert out.read_bytes() == before
+    with pytest.raises(StoreError, match="is selected"):
+        export(database, tmp_path / f"new{suffix}", selection=Selection(device="M9"))
+    assert not list(tmp_path.glob("*new*"))
 
 
 @each_format
@@ -429,6 +440,14 @@ def test_a_line_that_is_no_entry_is_refused_and_costs_no_other(tmp_path: Path, r
     assert {reason: rejected.count for reason, rejected in imported.rejected.items()} == {reason: 1}
     assert imported.rejected[reason].example.startswith("line 2")
     assert imported.added == 2
+
+
+def test_a_long_cell_costs_no_other_row(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    in_table([line(run="first"), line(detail="x" * 150_000), line(run="last")], tmp_path / "in.csv")
+    imported = import_file(tmp_path / "into.db", tmp_path / "in.csv", known=KNOWN)
+    assert (imported.added, list(imported.rejected), imported.broken) == (2, ["a text that is too long"], "")
+    assert csv.field_size_limit() == limit
 
 
 def test_text_is_never_a_command(tmp_path: Path) -> None:

@@ -47,9 +47,6 @@ def export(
     with progress_of("exporting") as tell:
         exported = write(source, out, selection=selection, force=force, tell=tell)
     click.echo(f"{out}: {exported.records} records of {exported.environments} environments")
-    if not exported.records and not selection.is_everything:
-        msg = f"nothing in {source} is selected; the file holds no records"
-        raise click.ClickException(msg)
     if card:
         click.echo(f"{cards.write(out)}: its card")
 
@@ -77,7 +74,7 @@ def import_(files: Sequence[Path], database: Path | None, as_json: bool) -> None
         except (AutoconvError, ValueError) as error:
             reports.append({"file": str(file), "error": " ".join(str(error).split())})
     if as_json:
-        click.echo(json.dumps(reports, indent=2))
+        click.echo(json.dumps(reports, indent=2, allow_nan=False))
     else:
         for report in reports:
             _print(report)
