@@ -98,6 +98,19 @@ def test_the_page_says_device_versions_and_gains_and_nothing_of_python(store: St
     assert "python" not in text
 
 
+def test_an_environment_that_tells_nothing_of_itself_has_a_card(tmp_path: Path) -> None:
+    """Older versions imported any identity and any moment."""
+    path, store = tmp_path / "old.db", MemoryStore()
+    path.touch()
+    here = environment_id({"device": "a GPU"})
+    store.add_environment(here, {"device": "a GPU"}, {})
+    store.add(RANDOM, [replace(record(RANDOM, "native", 30.0), environment=here, created=1e300)])
+    text = card.card_text(path, card.cards(store))
+    assert "| device | a GPU (unknown, unknown) |" in text
+    assert "| MLX | unknown |" in text
+    assert "| measured | unknown |" in text
+
+
 def test_the_command_writes_it_beside_an_export(tmp_path: Path) -> None:
     source, out = tmp_path / "mine.db", tmp_path / "out.db"
     filled = open_store(source)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -13,11 +15,15 @@ from click.testing import CliRunner, Result
 import autoconv
 from autoconv import environment, settings
 from autoconv._backend import mx
-from autoconv.cli import main
+from autoconv.cli import _common, main
+from autoconv.decision import Decision, Source, Verdict
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.report import doctor
+from autoconv.report import doctor, tables
+from autoconv.report.doctor import Finding
 from autoconv.store import Qualification, open_store
+from autoconv.sweep import Layer
+from autoconv.sweep.runner import Ending, Outcome
 from autoconv.tuning.qualification import fingerprint
 
 HEADER = "model,layer,N,D,H,W,C_in,C_out,KD,KH,KW\n"
@@ -105,6 +111,87 @@ def test_explain_takes_paddings_of_two_sides(database: Path) -> None:
     key = json.loads(found.output)["problem"]
     assert Problem.from_key(key).padding_low == (1, 0, 0)
     assert Problem.from_key(key).padding_high == (0, 2, 0)
+
+
+HOSTILE = "[malloc] Unable [/red] :warning: {x} \x1b]0;owned\x07 \x9b2J"
+"""What rich would read as markup, as an emoji, or fail at, and what a terminal would obey."""
+
+SHOWN = "[malloc] Unable [/red] :warning: {x} \\x1b]0;owned\\x07 \\x9b2J"
+
+
+def test_explain_shows_a_message_as_it_is_and_obeys_nothing_in_it(database: Path) -> None:
+    store = open_store(database)
+    where = next(iter(store.environments()))
+    failed = Record(PROBLEM.key, where, "im2col", 1, "", Status.FAILED, (), detail=HOSTILE, run="r", created=2.0)
+    store.add(PROBLEM, [failed])
+    store.close()
+    found = run("explain", *SHAPES, "--database", str(database))
+    assert found.exit_code == 0, found.output
+    assert SHOWN in found.output
+    with settings.using(database=database):
+        assert SHOWN in str(autoconv.explain((1, 3, 4, 5, 4), (4, 3, 3, 3, 4)))
+
+
+@pytest.mark.parametrize("many", [1, tables.MANY + 1])
+def test_names_in_a_sweep_s_tables_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], many: int) -> None:
+    layer = Layer(HOSTILE, "", "conv [/b]", 1, PROBLEM, "")
+    tables.print_outcomes(tables.console(), [Outcome(layer, Ending.NOT_TIMED, None, "[metal] no")] * many)
+    lines = capsys.readouterr().out.splitlines()
+    assert SHOWN in lines[1]
+    assert f"not timed: {SHOWN}, conv [/b]: [metal] no" in lines
+    assert len(lines) > many
+
+
+def test_an_infinite_error_is_null_in_json() -> None:
+    """JSON has no such number."""
+    inaccurate = Record(PROBLEM.key, "here", "native", 1, "", Status.WRONG, (), math.inf)
+    decision = Decision(
+        "native", Source.DATABASE, None, "none is accurate", verdicts=(Verdict(inaccurate, Status.WRONG, None, ""),)
+    )
+    outcome = Outcome(Layer("net", "", "conv", 1, PROBLEM, ""), Ending.INACCURATE, decision)
+    found = json.loads(json.dumps(tables.outcomes_dict([outcome]), allow_nan=False))["outcomes"][0]
+    assert outcome.error == math.inf
+    assert found["error"] is None
+    assert found["candidates"][0]["error"] is None
+
+
+def test_the_doctor_s_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.console().print(doctor.table([Finding("database", HOSTILE, advice="[/b]")]))
+    out = capsys.readouterr().out
+    assert f"database  {SHOWN}" in out
+    assert "→ [/b]" in out
+
+
+class Terminal(io.StringIO):
+    """A stderr that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_bars_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("TERM", "xterm")
+    for bar in ("counted", "timed"):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        if bar == "counted":
+            with _common.progress(2, HOSTILE) as told:
+                told.advance(f"in {HOSTILE}")
+        else:
+            with _common.progress_of(HOSTILE, after_s=-1.0) as tell:
+                tell(0.5)
+        assert isinstance(sys.stderr, Terminal)
+        shown = click.unstyle(sys.stderr.getvalue())
+        assert SHOWN in shown
+        assert "\x1b]0;" not in sys.stderr.getvalue()
+        assert (f"in {SHOWN}" in shown) is (bar == "counted")
+
+
+def test_an_error_s_one_line_obeys_nothing(tmp_path: Path) -> None:
+    found = run("import", str(tmp_path / "\x1b[2J.jsonl"), "--database", str(tmp_path / "into.db"))
+    assert found.exit_code == 1
+    assert "\x1b" not in found.output
+    assert "\\x1b[2J.jsonl" in found.stderr
 
 
 @pytest.mark.parametrize(
@@ -335,7 +422,8 @@ def test_an_export_may_hold_a_network_s_convolutions_alone(database: Path, tmp_p
         out = tmp_path / f"{code}.csv"
         found = run("export", str(out), "--network", network, "--database", str(database))
         assert found.exit_code == code, found.output
-        assert out.read_text().count(PROBLEM.key) == (0 if code else 2)
+        assert out.exists() is (code == 0)
+        assert code or out.read_text().count(PROBLEM.key) == 2
     assert "nothing in" in found.stderr
 
 

@@ -12,6 +12,7 @@ import os
 import random
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -33,7 +34,7 @@ from autoconv.store.transfer import imports
 SUFFIXES = (".db", ".jsonl", ".csv")
 KNOWN = {"native", "fft"}
 PROBLEMS = [Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2, 3)]
-IDENTITIES = [{"backend": "metal", "device": f"Apple M{n}", "cores": n} for n in (1, 2, 3)]
+IDENTITIES = [{"backend": "metal", "device": f"Apple M{n}", "mlx": "0.30", "cores": n} for n in (1, 2, 3)]
 HERE, THERE, UNKNOWN = (environment_id(identity) for identity in IDENTITIES)
 each_format = pytest.mark.parametrize("suffix", SUFFIXES)
 
@@ -105,7 +106,7 @@ def test_what_was_exported_comes_in_and_says_where_it_came_from(database: Path, 
         assert opened.execute("SELECT key, sha256, file FROM origins").fetchall() == [(digest[:12], digest, out.name)]
 
 
-text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 records = st.builds(
     Record,
     problem=st.sampled_from([problem.key for problem in PROBLEMS]),
@@ -118,9 +119,11 @@ records = st.builds(
     error=st.none() | st.floats(0),
     workspace_bytes=st.none() | st.integers(0, 2**63 - 1),
     peak_bytes=st.none() | st.integers(0, 2**63 - 1),
-    detail=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), max_size=40),
-    run=st.text(st.sampled_from("ab\r\n,\"'\x00ü"), max_size=3),
-    created=st.floats(0, allow_infinity=False),
+    detail=st.text(
+        st.characters(exclude_categories=["Cs", "Cc"], include_characters="\r\n\t", exclude_characters="/"), max_size=40
+    ),
+    run=st.text(st.sampled_from("ab,\"'ü"), max_size=3),
+    created=st.floats(0, 1.7e9),
     library=text,
 )
 batches = st.lists(records, max_size=6, unique=True)
@@ -238,6 +241,17 @@ def test_an_environment_s_id_is_that_of_the_environment() -> None:
     assert Environment({"b": 1, "a": "ü"}).id == environment_id({"a": "ü", "b": 1})
 
 
+def test_a_clock_that_is_somewhat_ahead_is_let_in(tmp_path: Path) -> None:
+    in_lines([line(created=time.time() + 3600)], tmp_path / "in.jsonl")
+    assert import_file(tmp_path / "into.db", tmp_path / "in.jsonl", known=KNOWN).added == 1
+
+
+def test_a_qualification_of_a_moment_to_come_is_refused(tmp_path: Path) -> None:
+    never = dataclasses.replace(QUALIFICATION, created=1e300)
+    imported = import_file(tmp_path / "into.db", exported(fill(tmp_path / "a.db", [], [never]), ".jsonl"), known=KNOWN)
+    assert (imported.qualifications, list(imported.rejected)) == (0, ["a moment to come"])
+
+
 # Selections
 
 
@@ -249,8 +263,19 @@ NARROW = {
         [RECORDS[2]],
     ),
     "both": (Selection(device="M1", problems=PROBLEMS[:1]), RECORDS[:2]),
-    "nothing": (Selection(device="M9"), []),
 }
+
+
+@each_format
+def test_an_export_of_nothing_leaves_what_was_there(database: Path, tmp_path: Path, suffix: str) -> None:
+    out = exported(database, suffix)
+    before = out.read_bytes()
+    with pytest.raises(StoreError, match="is selected"):
+        export(database, out, selection=Selection(device="M9"), force=True)
+    assert out.read_bytes() == before
+    with pytest.raises(StoreError, match="is selected"):
+        export(database, tmp_path / f"new{suffix}", selection=Selection(device="M9"))
+    assert not list(tmp_path.glob("*new*"))
 
 
 @each_format
@@ -307,6 +332,13 @@ ENVIRONMENT = {"type": "environment", "environment": HERE, "identity": IDENTITIE
 
 ELSEWHERE = ENVIRONMENT | {"environment": UNKNOWN, "identity": IDENTITIES[2]}
 
+
+def _described(changes: dict[str, Any]) -> dict[str, Any]:
+    """An environment whose id is that of its identity."""
+    identity = {**IDENTITIES[2], **changes}
+    return ENVIRONMENT | {"environment": environment_id(identity), "identity": identity}
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "algorithm": (line(algorithm="evil"), "an unknown algorithm"),
     "no algorithm": (line(algorithm=["native"]), "an unknown algorithm"),
@@ -333,6 +365,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "identity": (ELSEWHERE | {"identity": IDENTITIES[1]}, "an environment whose id is not that of its identity"),
     "no identity": (ELSEWHERE | {"identity": [1]}, "an object that is none"),
     "long": (ELSEWHERE | {"circumstances": {"os": "x" * 20_000}}, "an object that is too long"),
+    "eternity": (line(created=1e300), "a moment to come"),
+    "two days ahead": (line(created=time.time() + 2 * 86_400), "a moment to come"),
+    "no MLX": (_described({"mlx": 3}), "an environment without the texts backend, device, mlx"),
+    "title": (line(detail="\x1b]0;owned\x07"), "a text with control characters"),
+    "C1": (line(detail="\x9b2J"), "a text with control characters"),
+    "a tab in a name": (line(parameters="tile=4\tError"), "a text with control characters"),
+    "titled device": (_described({"device": "\x1b[2J"}), "a text with control characters"),
+    "titled field": (ELSEWHERE | {"circumstances": {"os": {"\x7f": 1}}}, "a text with control characters"),
     "type": ({"type": "spell"}, "a row of an unknown type"),
 }
 
@@ -400,6 +440,14 @@ def test_a_line_that_is_no_entry_is_refused_and_costs_no_other(tmp_path: Path, r
     assert {reason: rejected.count for reason, rejected in imported.rejected.items()} == {reason: 1}
     assert imported.rejected[reason].example.startswith("line 2")
     assert imported.added == 2
+
+
+def test_a_long_cell_costs_no_other_row(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    in_table([line(run="first"), line(detail="x" * 150_000), line(run="last")], tmp_path / "in.csv")
+    imported = import_file(tmp_path / "into.db", tmp_path / "in.csv", known=KNOWN)
+    assert (imported.added, list(imported.rejected), imported.broken) == (2, ["a text that is too long"], "")
+    assert csv.field_size_limit() == limit
 
 
 def test_text_is_never_a_command(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from autoconv.report import doctor
 from autoconv.settings import Settings
 from autoconv.store import MemoryStore, Qualification, Store, open_store
 from autoconv.store.shipped import open_shipped, shipped_folder
+from autoconv.store.sqlite import SqliteStore
 from autoconv.tuning.qualification import fingerprint
 from autoconv.warn import WarnOnce
 
@@ -374,6 +376,52 @@ def test_the_doctor_names_the_one_that_applies_or_says_why_none_does(where: Envi
     found = doctor.examine(settings.from_environment({}), CPU, shipped)
     (finding,) = [f for f in found if f.about == "shipped database"]
     assert says in finding.found
+
+
+def test_the_doctor_counts_what_decides_with_the_algorithms_of_this_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fill(MemoryStore(), HERE, {"native": 8.0, "fast": 4.0})
+    fill(store, HERE, {"fast": 4.0}, problem=OTHER)  # without native nothing can be compared
+    for version, deciding in ((1, 1), (2, 0)):
+        known = [replace(a, version=version) for a in ALGORITHMS]
+        monkeypatch.setattr(doctor, "algorithms", partial(tuple, known))
+        (finding,) = shipped_findings({"mine": store})
+        assert (
+            finding.found == f"mine applies: 2 problems measured on such a device, {deciding} decide with this version"
+        )
+
+
+def test_the_doctor_names_what_cannot_be_read_and_closes_what_it_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[SqliteStore] = []
+
+    def close(store: SqliteStore) -> None:
+        closed.append(store)
+
+    monkeypatch.setattr(SqliteStore, "close", close)
+    unread, right = shipped_findings(None)
+    assert unread.found.startswith("damaged cannot be read: ")
+    assert str(folder / "damaged.db") in unread.found
+    assert unread.advice
+    assert right.found.startswith("right applies: 1 problems")
+    assert not right.advice
+    monkeypatch.undo()
+    assert len([store for store in closed if store.readonly]) == 1
+    for store in closed:
+        store.close()
+
+
+def test_the_doctor_does_not_say_that_none_came_where_one_is_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoconv.store.shipped.shipped_files", lambda: [folder / "damaged.db"])
+    (finding,) = shipped_findings(None)
+    assert finding.found.startswith("damaged cannot be read: ")
+
+
+def shipped_findings(shipped: Mapping[str, Store] | None) -> list[doctor.Finding]:
+    found = doctor.examine(settings.from_environment({}), CPU, shipped)
+    return [f for f in found if f.about == "shipped database"]
 
 
 def test_the_doctor_says_where_none_came_with_the_package() -> None:

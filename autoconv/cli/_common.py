@@ -12,9 +12,13 @@ from typing import Any
 import click
 
 from autoconv.errors import AutoconvError
+from autoconv.report.words import printable
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+
+_TASK = "{task.description}"
+"""What is under way: a field of the task, as the format may not hold names, in which braces and brackets may stand."""
 
 
 class Command(click.Command):
@@ -25,7 +29,7 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except (AutoconvError, ValueError, TypeError) as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise click.ClickException(printable(" ".join(str(error).split()))) from error
 
 
 class Group(click.Group):
@@ -80,16 +84,16 @@ def progress(total: int | None, what: str) -> Iterator[Bar]:
         yield Bar(lambda _: None, lambda _: None)
         return
     columns = (
-        TextColumn(what),
+        TextColumn(_TASK, markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=stderr, transient=True) as progress:
-        task = progress.add_task(what, total=total, text="")
+        task = progress.add_task(printable(what), total=total, text="")
         yield Bar(
-            advance=lambda text: progress.update(task, advance=1, text=text),
+            advance=lambda text: progress.update(task, advance=1, text=printable(text)),
             expect=lambda total: progress.update(task, total=total),
         )
 
@@ -101,9 +105,9 @@ def progress_of(what: str, after_s: float = 2.0) -> Iterator[Callable[[float], N
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     stderr, start = Console(stderr=True), time.monotonic()
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn(_TASK, markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     shown = Progress(*columns, console=stderr, transient=True)
-    task = shown.add_task(what, total=1.0)
+    task = shown.add_task(printable(what), total=1.0)
 
     def tell(part: float) -> None:
         if stderr.is_terminal and not shown.live.is_started and time.monotonic() - start > after_s:

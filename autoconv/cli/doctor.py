@@ -24,7 +24,7 @@ def doctor(database: Path | None, as_json: bool) -> None:
 
     findings = doctors.examine(settings(database), mx.default_device())
     if as_json:
-        click.echo(json.dumps(doctors.as_dicts(findings), indent=2))
+        click.echo(json.dumps(doctors.as_dicts(findings), indent=2, allow_nan=False))
     else:
         tables.console().print(doctors.table(findings))
     if any(finding.advice for finding in findings):

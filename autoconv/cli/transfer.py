@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from autoconv.cli._common import Command, database_option, json_option, progress_of, settings
+from autoconv.report.words import printable
 
 
 @click.command(cls=Command, epilog="Example: autoconv export m3-max.db --device 'M3 Max' --network wan21")
@@ -46,9 +47,6 @@ def export(
     with progress_of("exporting") as tell:
         exported = write(source, out, selection=selection, force=force, tell=tell)
     click.echo(f"{out}: {exported.records} records of {exported.environments} environments")
-    if not exported.records and not selection.is_everything:
-        msg = f"nothing in {source} is selected; the file holds no records"
-        raise click.ClickException(msg)
     if card:
         click.echo(f"{cards.write(out)}: its card")
 
@@ -76,7 +74,7 @@ def import_(files: Sequence[Path], database: Path | None, as_json: bool) -> None
         except (AutoconvError, ValueError) as error:
             reports.append({"file": str(file), "error": " ".join(str(error).split())})
     if as_json:
-        click.echo(json.dumps(reports, indent=2))
+        click.echo(json.dumps(reports, indent=2, allow_nan=False))
     else:
         for report in reports:
             _print(report)
@@ -120,11 +118,11 @@ def _report(file: Path, imported: Any) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    file = report["file"]
+    file = printable(report["file"])
     if "added" in report:
         more = f"{report['environments']} new environments, {report['problems']} new problems"
         click.echo(f"{file}: {report['added']} records added, {report['known']} known already; {more}")
         for reason, row in report["rejected"].items():
             click.echo(f"{file}: {row['count']} rows refused: {reason}, first {row['example']}", err=True)
     if report["error"]:
-        click.echo(f"Error: {report['error']}", err=True)
+        click.echo(f"Error: {printable(report['error'])}", err=True)

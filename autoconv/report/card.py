@@ -26,6 +26,9 @@ from autoconv.sweep import packaged_workloads, read_workload
 OTHERS = "random and others"
 """Problems of none of the packaged networks."""
 
+UNKNOWN = "unknown"
+"""What a database does not tell."""
+
 FAILURES = (Status.FAILED, Status.OUT_OF_MEMORY, Status.WRONG, Status.INACCURATE, Status.CRASHED)
 
 Shape = tuple[object, ...]
@@ -144,7 +147,10 @@ def _order(network: str) -> tuple[bool, str]:
 
 
 def _day(moment: float) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(moment))
+    try:
+        return time.strftime("%Y-%m-%d", time.gmtime(moment))
+    except (OverflowError, OSError, ValueError):  # older versions imported any number
+        return UNKNOWN
 
 
 def write(database: Path) -> Path:
@@ -173,8 +179,9 @@ def _lines(card: Mapping[str, Any], path: Path) -> Iterator[str]:
     identity, circumstances = card["identity"], card["circumstances"]
     size = path.stat().st_size
     rows = {
-        "device": f"{identity['device']} ({identity['backend']}, {identity['architecture']})",
-        "MLX": identity["mlx"],
+        # Older versions imported any identity.
+        "device": "{} ({}, {})".format(*(identity.get(n, UNKNOWN) for n in ("device", "backend", "architecture"))),
+        "MLX": identity.get("mlx", UNKNOWN),
         "autoconv": ", ".join(card["libraries"]),
         "other settings that times depend on": _pairs(
             {k: v for k, v in identity.items() if k not in {"backend", "device", "architecture", "mlx"}}

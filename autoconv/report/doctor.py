@@ -16,12 +16,14 @@ from autoconv._backend import mx
 from autoconv._version import __version__
 from autoconv.algorithms import algorithms
 from autoconv.algorithms._mlx import MAX_DECOMPOSED_DEPTH
+from autoconv.decision import Limits, choose
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
 from autoconv.kin import are_kin, differences
+from autoconv.report.words import cell
 from autoconv.settings import Settings
 from autoconv.store import Store, default_path, open_store
-from autoconv.store.shipped import open_shipped
+from autoconv.store.shipped import open_all_shipped
 from autoconv.tuning.qualification import fingerprint
 
 SLOW_BLAS_GFLOPS = 20.0
@@ -52,6 +54,14 @@ def examine(chosen: Settings, device: mx.Device, shipped: Mapping[str, Store] | 
         shipped: Databases that came with the package, by name. Default: those that did.
     """
     where = environment.of(device)
+    if shipped is None:
+        opened, unread = open_all_shipped()
+        with contextlib.ExitStack() as stack:
+            for store in opened.values():
+                stack.callback(store.close)
+            came = [*_unread(unread), *([_shipped(where, opened)] if opened or not unread else [])]
+    else:
+        came = [_shipped(where, shipped)]
     return [
         Finding("autoconv", __version__),
         *_mlx(where),
@@ -60,7 +70,7 @@ def examine(chosen: Settings, device: mx.Device, shipped: Mapping[str, Store] | 
         Finding("memory", f"{where.memory_bytes / 1e9:.1f} GB, {environment.free_bytes(where) / 1e9:.1f} GB free now"),
         Finding("settings", ", ".join(f"{k} {v}" for k, v in settings.as_dict(chosen).items())),
         *_database(chosen, where),
-        _shipped(where, open_shipped() if shipped is None else shipped),
+        *came,
     ]
 
 
@@ -70,9 +80,9 @@ def table(findings: list[Finding]) -> Table:
     found.add_column(style="bold", no_wrap=True)
     found.add_column(overflow="fold")
     for finding in findings:
-        found.add_row(finding.about, finding.found)
+        found.add_row(cell(finding.about), cell(finding.found))
         if finding.advice:
-            found.add_row("", f"→ {finding.advice}", style="yellow")
+            found.add_row("", cell(f"→ {finding.advice}"), style="yellow")
     return found
 
 
@@ -128,12 +138,31 @@ def _shipped(where: Environment, shipped: Mapping[str, Store]) -> Finding:
     for name, store in shipped.items():
         for key, (identity, _) in store.environments().items():
             if key == where.id:
-                return Finding(about, f"{name} applies: {len(store.problems(key))} problems measured on such a device")
+                return Finding(about, f"{name} applies: {_worth(store, key)}")
             text = f"{name} differs in {differences(identity, where.identity)}"
             (near if are_kin(identity, where.identity) else far).append(text)
     if near:
         return Finding(about, f"{'; '.join(near)}: what won there is tried first here, and has to win here too")
     return Finding(about, f"none applies: {'; '.join(far)}")
+
+
+def _unread(unread: Mapping[str, str]) -> Iterator[Finding]:
+    """Those that came with the package and cannot be read."""
+    for name, reason in unread.items():
+        yield Finding("shipped database", f"{name} cannot be read: {reason}", "install autoconv anew: it is damaged")
+
+
+def _worth(store: Store, key: str) -> str:
+    """How many problems were measured in an environment, and of how many a winner is known among the algorithms of this
+    version; some 0.2 ms a problem.
+    """
+    order = {f"{a.name}@{a.version}": i for i, a in enumerate(algorithms())}
+    problems = deciding = 0
+    for problem, records in store.all_records(key):
+        problems += 1
+        found = choose(records, Limits(), problem.dtype, order, operand_bytes=problem.bytes)
+        deciding += found is not None and found.accurate
+    return f"{problems} problems measured on such a device, {deciding} decide with this version"
 
 
 def _measured(store: Store, where: Environment) -> Iterator[Finding]:

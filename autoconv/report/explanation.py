@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 from autoconv.decision import Decision
 from autoconv.environment import Environment
 from autoconv.problem import Problem
+from autoconv.report.words import cell, printable
 
 COLUMNS = ("candidate", "status", "time ms", "spread", "vs native", "error", "bound", "workspace MB", "peak MB", "why")
 
@@ -82,7 +83,7 @@ class Explanation:
             "reason": decision.reason,
             "bound": decision.bound,
             "accurate": decision.accurate,
-            "memory_limit_bytes": _finite(self.memory_bytes),
+            "memory_limit_bytes": finite(self.memory_bytes),
             "gflop": self.problem.flops / 1e9,
             "candidates": [
                 {
@@ -93,7 +94,7 @@ class Explanation:
                     "samples_us": list(v.record.samples_us),
                     "spread": v.record.spread,
                     "speedup": v.speedup,
-                    "error": _finite(v.record.error),
+                    "error": finite(v.record.error),
                     "bound": decision.bound,
                     "workspace_bytes": v.record.workspace_bytes,
                     "peak_bytes": v.record.peak_bytes,
@@ -128,15 +129,15 @@ class Explanation:
         for name in COLUMNS:
             found.add_column(name, no_wrap=name != COLUMNS[-1], justify="left" if name in WORDS else "right")
         for row in self.rows():
-            found.add_row(*row, style="bold" if row[0] == self.decision.candidate else None)
+            found.add_row(*map(cell, row), style="bold" if row[0] == self.decision.candidate else None)
         return found
 
     def __str__(self) -> str:
         """The lines of `summary` and a table in plain text."""
-        return "\n".join([*self.summary(), *plain_table(COLUMNS, self.rows())])
+        return printable("\n".join([*self.summary(), *plain_table(COLUMNS, self.rows())]))
 
 
-def _finite(number: float | None) -> float | None:
+def finite(number: float | None) -> float | None:
     """The number, None where it is infinite: JSON has no word for that."""
     return number if number is not None and math.isfinite(number) else None
 

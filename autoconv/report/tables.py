@@ -13,6 +13,8 @@ from rich.table import Table
 
 from autoconv.decision import NATIVE
 from autoconv.problem import Kind
+from autoconv.report.explanation import finite
+from autoconv.report.words import cell
 from autoconv.sweep.runner import Ending, Outcome
 
 MANY = 40
@@ -24,8 +26,8 @@ PLAIN_WIDTH = 200
 
 def console() -> Console:
     """The console of stdout; wide where that is no terminal."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)
+    found = Console(highlight=False, markup=False, emoji=False)
+    return found if found.is_terminal else Console(width=PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:
@@ -42,7 +44,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
         layer = outcome.layer
         decision = outcome.decision
         shape = str(layer.problem) + (" (crop)" if layer.crop_of else "")
-        table.add_row(
+        row = (
             layer.network,
             layer.layer,
             shape,
@@ -52,6 +54,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
             "" if outcome.speedup is None else f"{outcome.speedup:.2f}x",
             "" if outcome.error is None else f"{outcome.error:.1e}",
         )
+        table.add_row(*map(cell, row))
     return table
 
 
@@ -75,7 +78,7 @@ def network_table(outcomes: Sequence[Outcome]) -> Table:
         gains = (found["gain_weighted"], found["gain_geometric"], found["best_gain"])
         algorithms = Counter(o.decision.candidate.partition("(")[0] for o in members if o.decision)
         del algorithms[NATIVE]
-        table.add_row(
+        row = (
             *key,
             str(len(members)),
             *(str(sum(o.ending is ending for o in members)) for ending in (Ending.TIMED, Ending.KNOWN)),
@@ -85,6 +88,7 @@ def network_table(outcomes: Sequence[Outcome]) -> Table:
             *("" if gain is None else f"{gain:.2f}x" for gain in gains),
             ", ".join(f"{n} {name}" for name, n in algorithms.most_common()),
         )
+        table.add_row(*map(cell, row))
     return table
 
 
@@ -124,7 +128,7 @@ def print_outcomes(target: Console, outcomes: Sequence[Outcome]) -> None:
         target.print(network_table(outcomes) if many else outcome_table(outcomes))
         target.print()
     for line in [*summary_lines(summary(outcomes)), *failures(outcomes)]:
-        target.print(line)
+        target.print(cell(line))
 
 
 def outcomes_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -171,14 +175,14 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         "native_us": outcome.native_us,
         "best_us": outcome.best_us,
         "speedup": outcome.speedup,
-        "error": outcome.error,
+        "error": finite(outcome.error),
         "candidates": [
             {
                 "candidate": v.record.candidate,
                 "status": str(v.status),
                 "median_us": v.record.median_us,
                 "speedup": v.speedup,
-                "error": v.record.error if v.record.error is None or math.isfinite(v.record.error) else None,
+                "error": finite(v.record.error),
                 "bound": decision.bound if decision else None,
                 "workspace_bytes": v.record.workspace_bytes,
                 "peak_bytes": v.record.peak_bytes,

@@ -32,10 +32,19 @@ def shipped_files() -> list[Path]:
 
 def open_shipped() -> dict[str, Store]:
     """All shipped databases, by name, open as immutable files; one that cannot be read is left out, and logged."""
+    found, unread = open_all_shipped()
+    for reason in unread.values():
+        _log.warning("a database that came with the package is left out: %s", reason)
+    return found
+
+
+def open_all_shipped() -> tuple[dict[str, Store], dict[str, str]]:
+    """As `open_shipped`, with why each of the others cannot be read, by name; nothing is logged."""
     found: dict[str, Store] = {}
+    unread: dict[str, str] = {}
     for path in shipped_files():
         try:
             found[path.stem] = SqliteStore(path, readonly=True, immutable=True)
         except StoreError as error:
-            _log.warning("a database that came with the package is left out: %s", error)
-    return found
+            unread[path.stem] = str(error)
+    return found, unread

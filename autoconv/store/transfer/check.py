@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Collection, Mapping
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from autoconv.problem import Problem
@@ -23,9 +25,18 @@ MAX_OBJECT = 20_000
 MAX_SAMPLES = 2_000
 """Most samples of a record."""
 
+MAX_AHEAD_S = 86_400.0
+"""How far another machine's clock may be ahead, in seconds."""
+
+NAMED = ("backend", "device", "mlx")
+"""What the identity of an environment says at least, each a text."""
+
 MAX_TIME_US = 1e12
 """Longest sample: eleven days."""
 
+# What terminals obey; messages may have lines and tabs.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f]")
+_OBEYED_IN_PROSE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _INT64 = 2**63
 _STATUSES = {status.value: status for status in Status}
 
@@ -55,14 +66,15 @@ class Checker:
     def __init__(self, known: Collection[str], origin: str) -> None:
         self._known = frozenset(known)
         self._origin = origin
+        self._latest = time.time() + MAX_AHEAD_S
         self._refused: set[object] = set()
 
     def environment(self, entry: Entry) -> tuple[str, str, str]:
         """An environment's id, identity and circumstances, those two as JSON texts.
 
         Raises:
-            RefusedError: its id is not that of its identity, or one of the objects is none or too long. Records of an
-                environment that was refused are refused as well.
+            RefusedError: its id is not that of its identity, that does not say what device it is, or one of the objects
+                is none or too long. Records of an environment that was refused are refused as well.
         """
         key = entry.get("environment")
         try:
@@ -70,6 +82,9 @@ class Checker:
             texts = _json(entry["identity"]), _json(entry["circumstances"])
             if key != environment_id(entry["identity"]):
                 reason = "an environment whose id is not that of its identity"
+                raise RefusedError(reason, key)
+            if not all(isinstance(entry["identity"].get(name), str) for name in NAMED):
+                reason = f"an environment without the texts {', '.join(NAMED)}"
                 raise RefusedError(reason, key)
         except RefusedError:
             if isinstance(key, str):
@@ -106,9 +121,9 @@ class Checker:
             None if entry["error"] is None else _number(entry["error"], math.inf),
             None if entry["workspace_bytes"] is None else _whole(entry["workspace_bytes"]),
             None if entry["peak_bytes"] is None else _whole(entry["peak_bytes"]),
-            _text(entry["detail"], MAX_DETAIL),
+            _text(entry["detail"], MAX_DETAIL, prose=True),
             _text(entry["run"]),
-            _number(entry["created"]),
+            self._moment(entry["created"]),
             _text(entry["library"]),
             self._origin,
         )
@@ -121,8 +136,8 @@ class Checker:
         """
         _check_fields(entry)
         fingerprint = _text(entry["fingerprint"], MAX_OBJECT)
-        noise, created = _number(entry["noise"]), _number(entry["created"])
-        texts = _json(entry["passed"], list), _json(entry["barred"]), _json(entry["ceilings"])
+        noise, created = _number(entry["noise"]), self._moment(entry["created"])
+        texts = _json(entry["passed"], list), _json(entry["barred"], prose=True), _json(entry["ceilings"])
         row = (*texts[:2], noise, texts[2], created)
         found = rows.qualification_of(self._environment(entry), fingerprint, "", row)
         if found is None:
@@ -131,6 +146,14 @@ class Checker:
         for value in found.ceilings.values():
             _number(value)
         return found
+
+    def _moment(self, value: object) -> float:
+        """Seconds since 1970; one to come would pass for newer than all that is ever measured."""
+        moment = _number(value)
+        if moment > self._latest:
+            reason = "a moment to come"
+            raise RefusedError(reason, value)
+        return moment
 
     def _environment(self, entry: Entry) -> str:
         key = entry["environment"]
@@ -160,12 +183,15 @@ def _check_fields(entry: Entry) -> None:
         raise RefusedError(reason, next(name for name in entry if name not in {"type", *fields}))
 
 
-def _text(value: object, most: int = MAX_NAME) -> str:
+def _text(value: object, most: int = MAX_NAME, *, prose: bool = False) -> str:
     if not isinstance(value, str):
         reason = "a text that is none"
         raise RefusedError(reason, value)
     if len(value) > most:
         reason = "a text that is too long"
+        raise RefusedError(reason, value)
+    if (_OBEYED_IN_PROSE if prose else _OBEYED).search(value):
+        reason = "a text with control characters"
         raise RefusedError(reason, value)
     if not value.isascii():
         try:
@@ -212,7 +238,7 @@ def _samples(value: object) -> tuple[float, ...]:
     return samples
 
 
-def _json(value: Any, of: type = Mapping) -> str:
+def _json(value: Any, of: type = Mapping, *, prose: bool = False) -> str:
     """A value as JSON text that encodes, or the text itself; its order stays."""
     if not isinstance(value, of):
         reason = "an object that is none"
@@ -225,4 +251,19 @@ def _json(value: Any, of: type = Mapping) -> str:
     if len(text) > MAX_OBJECT:
         reason = "an object that is too long"
         raise RefusedError(reason, text)
+    for each in _texts_in(value):
+        _text(each, MAX_OBJECT, prose=prose)
     return text
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """All texts and names within an object, however deep."""
+    rest = [value]
+    while rest:
+        found = rest.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, Mapping):
+            rest += [*found, *found.values()]
+        elif isinstance(found, list):
+            rest += found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -48,6 +49,9 @@ _WHOLE = {"version", "workspace_bytes", "peak_bytes"}
 _REAL = {"error", "noise", "created"}
 _NESTED = {"identity", "circumstances", "passed", "barred", "ceilings", "samples_us"}
 _COLUMNS = ("type", *SHOWN, *dict.fromkeys(field for fields in FIELDS.values() for field in fields))
+
+# The limit of the module csv is the whole process's: 131072 characters, past which a cell would end the file.
+_CELL_LIMIT = threading.Lock()
 
 Entry = dict[str, Any]
 """`type`, and the FIELDS of that type."""
@@ -152,7 +156,7 @@ def read_table(file: Path) -> Entries:
     texts = _Rows(file)
     reader = csv.reader(texts, strict=True)
     try:
-        header = next(reader, [])
+        header = _next_row(reader) or []
         header[:1] = [name.removeprefix("\ufeff") for name in header[:1]]  # a spreadsheet's mark of UTF-8
         if "type" not in header or len(set(header)) < len(header):
             msg = f"{file} is no table of autoconv: its first row names no column `type`, or one twice"
@@ -162,13 +166,24 @@ def read_table(file: Path) -> Entries:
             msg = f"{file} has columns that this version does not know, {', '.join(map(repr, unknown))[:200]}"
             raise SchemaError(msg)
         readers, kind_at = _readers(header), header.index("type")
-        for row in reader:
+        while (row := _next_row(reader)) is not None:
             texts.begin_row()
             if row:
                 yield texts.place, _of_row(len(header), kind_at, readers, row)
     except csv.Error as error:
         msg = f"cannot read {file} from {texts.place[0]} on: {error}"
         raise StoreError(msg) from error
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row, with cells as long as a row may be; None after the last."""
+    with _CELL_LIMIT:
+        before = csv.field_size_limit()
+        csv.field_size_limit(max(before, MAX_LINE))
+        try:
+            return next(reader, None)
+        finally:
+            csv.field_size_limit(before)
 
 
 def _readers(header: list[str]) -> dict[str, list[tuple[str, int, Callable[[str], Any]]]]:

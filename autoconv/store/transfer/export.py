@@ -86,7 +86,8 @@ def export(
 
     Raises:
         ValueError: the suffix of `out` is none of these.
-        StoreError: `out` exists and may not be replaced, or one of the files cannot be read or written.
+        StoreError: nothing is selected, `out` exists and may not be replaced, or one of the files cannot be read or
+            written. What was there stays.
     """
     source, target = Path(database).absolute(), Path(out).absolute()
     suffix = target.suffix.lower()
@@ -101,10 +102,15 @@ def export(
         with _replacing(target) as temporary:
             try:
                 if suffix in SQLITE_SUFFIXES:
-                    return _copy(connection, temporary, selection)
-                return _write(connection, temporary, suffix, selection, tell)
+                    exported = _copy(connection, temporary, selection)
+                else:
+                    exported = _write(connection, temporary, suffix, selection, tell)
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise failure("export", source, error) from error
+            if not exported.records and not selection.is_everything:
+                msg = f"nothing in {source} is selected: {target.name} is not written"
+                raise StoreError(msg)
+    return exported
 
 
 def _check_target(source: Path, target: Path, *, force: bool) -> None:

@@ -129,12 +129,7 @@ def _opened(file: Path) -> Iterator[sqlite3.Connection]:
             connection.setlimit(limit, most)
         if sys.version_info >= (3, 12):
             connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
-        for pragma in (
-            "trusted_schema = OFF",
-            "cell_size_check = ON",
-            "mmap_size = 0",
-            "ignore_check_constraints = ON",
-        ):
+        for pragma in _SETTINGS:
             connection.execute(f"PRAGMA {pragma}")
         connection.text_factory = text_or_bytes
         yield connection
