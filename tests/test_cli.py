@@ -122,7 +122,18 @@ SHOWN = "[malloc] Unable [/red] :warning: {x} \\x1b]0;owned\\x07 \\x9b2J"
 def test_explain_shows_a_message_as_it_is_and_obeys_nothing_in_it(database: Path) -> None:
     store = open_store(database)
     where = next(iter(store.environments()))
-    failed = Record(PROBLEM.key, where, "im2col", 1, "", Status.FAILED, (), detail=HOSTILE, run="r", created=2.0)
+    failed = Record(
+        PROBLEM.key,
+        where,
+        "kd_decomposition",
+        1,
+        "sum=float32",
+        Status.FAILED,
+        (),
+        detail=HOSTILE,
+        run="r",
+        created=2.0,
+    )
     store.add(PROBLEM, [failed])
     store.close()
     found = run("explain", *SHAPES, "--database", str(database))

@@ -158,6 +158,10 @@ def test_what_is_no_path_stays(text: str) -> None:
     assert scrub(text, ("studio",)) == text
 
 
+def test_what_a_terminal_would_obey_does_not_leave_so_that_an_import_takes_it() -> None:
+    assert scrub("a\x1b]0;b\x07\n\tc\x9b2J", ()) == "a?]0;b?\n\tc?2J"
+
+
 def test_a_host_name_is_scrubbed_as_a_word_alone() -> None:
     assert scrub("metal on Metal, not metallic", ("metal",)) == "<host> on <host>, not metallic"
 

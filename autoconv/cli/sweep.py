@@ -152,7 +152,7 @@ def sweep(
             raise click.exceptions.Exit(INTERRUPTED) from None
     outcomes = swept.outcomes
     if as_json:
-        click.echo(json.dumps(tables.outcomes_dict(outcomes) | {"seconds": swept.seconds}, indent=2))
+        click.echo(json.dumps(tables.outcomes_dict(outcomes) | {"seconds": swept.seconds}, indent=2, allow_nan=False))
     else:
         tables.print_outcomes(tables.console(), outcomes)
     if len(outcomes) < swept.expected:

@@ -15,6 +15,7 @@ from autoconv.record import MAX_DETAIL, Record, Status, environment_id
 from autoconv.store import rows
 from autoconv.store.contract import Qualification
 from autoconv.store.transfer.entries import FIELDS, Entry
+from autoconv.store.transfer.scrub import OBEYED_IN_PROSE
 
 MAX_NAME = 500
 """Longest algorithm, parameters, run, library and fingerprint of one algorithm, in characters."""
@@ -36,7 +37,6 @@ MAX_TIME_US = 1e12
 
 # What terminals obey; messages may have lines and tabs.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f]")
-_OBEYED_IN_PROSE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _INT64 = 2**63
 _STATUSES = {status.value: status for status in Status}
 
@@ -190,7 +190,7 @@ def _text(value: object, most: int = MAX_NAME, *, prose: bool = False) -> str:
     if len(value) > most:
         reason = "a text that is too long"
         raise RefusedError(reason, value)
-    if (_OBEYED_IN_PROSE if prose else _OBEYED).search(value):
+    if (OBEYED_IN_PROSE if prose else _OBEYED).search(value):
         reason = "a text with control characters"
         raise RefusedError(reason, value)
     if not value.isascii():

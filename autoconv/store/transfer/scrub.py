@@ -1,4 +1,4 @@
-"""Scrubbing: text loses what tells of the machine and its user."""
+"""Scrubbing: text loses what tells of the machine and its user, and what a terminal would obey."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from autoconv.record import MAX_DETAIL
 _PATH = re.compile(r"(?<!\w)(?<!:/)/[^\s/:\"'<>]+(?:/[^\s/:\"'<>]*)+")
 
 
+OBEYED_IN_PROSE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""What an import refuses in a message."""
+
+
 def scrub(text: str, hosts: tuple[str, ...]) -> str:
-    """The text without absolute paths and without these host names, of `MAX_DETAIL` characters at most."""
-    text = _PATH.sub("<path>", text)
+    """The text without absolute paths, these host names and control characters, of `MAX_DETAIL` characters at most."""
+    text = OBEYED_IN_PROSE.sub("?", _PATH.sub("<path>", text))
     for host in hosts:
         text = re.sub(rf"(?<!\w){re.escape(host)}(?!\w)", "<host>", text, flags=re.IGNORECASE)
     return text[:MAX_DETAIL]
