@@ -1,7 +1,7 @@
 """Kin: environments that differ in little, so that what won in one is worth a try in the other.
 
 Another version of MLX or macOS, another number of GPU cores or another working set, all else equal: times of one decide
-nothing in the other, and yet its winner usually wins there too. (Winners measured on an H100 cost 0.8% on an H200.)
+nothing in the other, and yet its winner is worth a try there.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def _lines(card: Mapping[str, Any], path: Path) -> Iterator[str]:
         or "MLX's defaults",
         "circumstances": _pairs(circumstances),
         "measured": " to ".join(dict.fromkeys(card["measured"])),
-        "how": "`autoconv sweep`, one process timing at a time on the device; every candidate verified against float64",
+        "how": "in turns with native, one process at a time on the device; every candidate verified against float64",
         "problems, records, samples": f"{card['problems']}, {card['records']}, {card['samples']}",
         "size": f"{size / 1e6:.1f} MB, {size / max(1, card['problems']):.0f} bytes a problem",
         "native beats itself by at most": f"{card['noise']:.1%}",

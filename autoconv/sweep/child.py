@@ -6,8 +6,9 @@ It reads requests from standard input and answers on standard output, a JSON obj
 database, as anywhere; the answer only says how it ended. Before a candidate runs its name goes to the witness.
 
     {"problem": <key>, "anew": false}      time one problem
-    {"ending": "timed", "run_s": 0.21}     it was; its candidates ran for so many seconds (and a device's first run,
-                                           where it was not known yet, took `first_run_s`)
+    {"ending": "timed", "run_s": 0.21}     it was; its candidates ran for so many seconds (`first_run_s` is what came
+                                           before a child's first: opening the database, its turn on the device, and
+                                           the device's first run where that was not known)
     {"ending": "inaccurate", "why": ...}   it was, and nothing is accurate enough
     {"ending": "not timed", "why": ...}    it cannot be timed now
     {"ending": "lost", "why": ...}         a candidate broke the device; that is noted, and this process ends

@@ -18,7 +18,6 @@ what a sweep did not live to hear is there for the next one.
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +35,7 @@ from autoconv.errors import AccuracyError, TuningError
 from autoconv.problem import Problem
 from autoconv.settings import Settings
 from autoconv.store import Store
-from autoconv.store.transfer import scrub
+from autoconv.store.transfer import scrubbed
 from autoconv.sweep.isolated import Isolated
 from autoconv.sweep.power import awake, hindrance
 from autoconv.sweep.wire import Values, leave_notes, qualification_of, values_of
@@ -126,7 +125,7 @@ class _Station:
         return {
             "ending": ending,
             "why": why,
-            "records": [values_of(replace(record, detail=_scrubbed(record.detail))) for record in records],
+            "records": [values_of(replace(record, detail=scrubbed(record.detail))) for record in records],
             "notes": store.unended(where.id, problem),
             "qualifications": _qualifications(store, where),
         }
@@ -166,16 +165,10 @@ def _learn(store: Store, where: Environment, problem: Problem, request: Values) 
 def _qualifications(store: Store, where: Environment) -> list[Values]:
     known = (store.qualification(where.id, fingerprint(algorithms(), gradients=g)) for g in (False, True))
     return [
-        values_of(replace(q, barred={name: _scrubbed(why) for name, why in q.barred.items()}))
+        values_of(replace(q, barred={name: scrubbed(why) for name, why in q.barred.items()}))
         for q in known
         if q is not None
     ]
-
-
-def _scrubbed(text: str) -> str:
-    """A text without this machine's names and paths, which none but it can tell from other words."""
-    name = socket.gethostname()
-    return scrub(text, tuple(filter(None, (name, name.partition(".")[0]))))
 
 
 _making = threading.Lock()

@@ -61,7 +61,7 @@ class Isolated:
 
     Attributes:
         run_s: Seconds that candidates ran in all.
-        first_run_s: Seconds that children took for a device's first run, where it was not known yet.
+        first_run_s: Seconds that children took before their first problem, for a device's first run above all.
         children: How many processes were begun.
     """
 
