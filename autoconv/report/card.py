@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoconv.algorithms import algorithms
-from autoconv.decision import NATIVE, Decision, Limits, choose
+from autoconv.algorithms import algorithms, places
+from autoconv.decision import NATIVE, Limits, choose
 from autoconv.errors import StoreError
-from autoconv.problem import Problem
 from autoconv.record import Status
 from autoconv.store import Store, open_store
+from autoconv.store.transfer import shape_of
 from autoconv.sweep import packaged_workloads, read_workload
 
 OTHERS = "random and others"
@@ -30,8 +30,6 @@ UNKNOWN = "unknown"
 """What a database does not tell."""
 
 FAILURES = (Status.FAILED, Status.OUT_OF_MEMORY, Status.WRONG, Status.INACCURATE, Status.CRASHED)
-
-Shape = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def cards(store: Store) -> list[dict[str, Any]]:
 
 
 def _card(store: Store, environment: str) -> dict[str, Any]:
-    order = {f"{a.name}@{a.version}": i for i, a in enumerate(algorithms())}
+    order = places(algorithms())
     noise = max((q.noise for q in store.qualifications() if q.environment == environment), default=0.0)
     limits = Limits(noise=noise)
     networks = _networks()
@@ -76,13 +74,13 @@ def _card(store: Store, environment: str) -> dict[str, Any]:
         for record in found:
             statuses[record.algorithm][str(record.status)] += 1
         decision = choose(found, limits, problem.dtype, order, operand_bytes=problem.bytes)
-        names = networks.get(_shape(problem), {OTHERS: 1})
+        names = networks.get(shape_of(problem.key), {OTHERS: 1})
         members.update(names.keys())
         if decision is None or not decision.accurate:
             undecided += 1
             continue
         winners[decision.candidate.partition("(")[0]] += 1
-        native_us = _native_us(decision)
+        native_us = decision.median_us(NATIVE)
         if native_us is None or decision.margin is None:
             native_cannot += 1
             continue
@@ -123,23 +121,14 @@ def _gains(wins: Iterable[Won], problems: int) -> dict[str, Any]:
     }
 
 
-def _native_us(found: Decision) -> float | None:
-    return next((v.record.median_us for v in found.verdicts if v.record.candidate == NATIVE), None)
-
-
-def _networks() -> dict[Shape, dict[str, int]]:
+def _networks() -> dict[str, dict[str, int]]:
     """The packaged networks that make a convolution of this shape, in any dtype, with their counts."""
-    found: defaultdict[Shape, dict[str, int]] = defaultdict(dict)
+    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for path in packaged_workloads().values():
         for layer in read_workload(path):
-            counts = found[_shape(layer.problem)]
+            counts = found[shape_of(layer.problem.key)]
             counts[layer.network] = counts.get(layer.network, 0) + layer.count
     return found
-
-
-def _shape(problem: Problem) -> Shape:
-    """What a problem is beside its dtype and its kind."""
-    return tuple(problem.key.split(" ")[2:])
 
 
 def _order(network: str) -> tuple[bool, str]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from autoconv import environment, settings
 from autoconv._backend import mx
 from autoconv._version import __version__
-from autoconv.algorithms import algorithms
+from autoconv.algorithms import algorithms, places
 from autoconv.algorithms._mlx import MAX_DECOMPOSED_DEPTH
 from autoconv.decision import Limits, choose
 from autoconv.environment import Environment
@@ -156,7 +156,7 @@ def _worth(store: Store, key: str) -> str:
     """How many problems were measured in an environment, and of how many a winner is known among the algorithms of this
     version; some 0.2 ms a problem.
     """
-    order = {f"{a.name}@{a.version}": i for i, a in enumerate(algorithms())}
+    order = places(algorithms())
     problems = deciding = 0
     for problem, records in store.all_records(key):
         problems += 1

@@ -11,6 +11,6 @@ them but the words of `detail` that are scrubbed and where a measurement had com
 from autoconv.store.transfer.export import Exported, export
 from autoconv.store.transfer.imports import Imported, Rejected, import_file
 from autoconv.store.transfer.scrub import scrub, scrubbed
-from autoconv.store.transfer.selection import Selection
+from autoconv.store.transfer.selection import Selection, shape_of
 
-__all__ = ["Exported", "Imported", "Rejected", "Selection", "export", "import_file", "scrub", "scrubbed"]
+__all__ = ["Exported", "Imported", "Rejected", "Selection", "export", "import_file", "scrub", "scrubbed", "shape_of"]

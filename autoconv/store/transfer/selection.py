@@ -35,13 +35,13 @@ class Selection:
 
     def takes_problem(self, key: object) -> bool:
         """Whether the problem with this key is selected."""
-        return self.problems is None or _shape(str(key)) in self._shapes
+        return self.problems is None or shape_of(str(key)) in self._shapes
 
     @cached_property
     def _shapes(self) -> frozenset[str]:
-        return frozenset(_shape(problem.key) for problem in self.problems or ())
+        return frozenset(shape_of(problem.key) for problem in self.problems or ())
 
 
-def _shape(key: str) -> str:
+def shape_of(key: str) -> str:
     """What a key says beside kind and dtype, which are its first two words."""
     return key.split(" ", 2)[-1]
