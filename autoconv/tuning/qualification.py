@@ -18,7 +18,7 @@ from autoconv.algorithms import Algorithm, Candidate, candidates
 from autoconv.decision import NATIVE
 from autoconv.environment import Environment
 from autoconv.errors import DeviceLostError
-from autoconv.problem import Kind, Problem
+from autoconv.problem import ITEM_BYTES, Kind, Problem
 from autoconv.rank_sum import ratio
 from autoconv.store.contract import Qualification
 from autoconv.tuning.bench import Bench, Clock, DeviceBench, timing_stream
@@ -201,14 +201,18 @@ class Qualifier:
         return max(0.0, ratio(first, second)[1] - 1), max(0.0, ratio(second, first)[1] - 1)
 
     def _probe_matmul(self, dtype: str) -> None:
-        """The rate of a square matrix product, as large as runs in about half a millisecond."""
+        """The rate of a square matrix product, as large as runs in about half a millisecond.
+
+        Three matrices are alive at a time. In 16 bits that lets them have 4096 rows, without which launching them
+        took as long as the work: half of an H100's rate was seen, and once a sixth.
+        """
         size, rate = 128, 0.0
-        while 4 * size * size * 4 <= PROBE_BYTES:
+        while 3 * size * size * ITEM_BYTES[dtype] <= PROBE_BYTES:
             with mx.stream(timing_stream(self._device)):
                 # Scaled so that products keep their size along the chain.
                 scale = (3 / size) ** 0.5
                 a = mx.random.uniform(-scale, scale, (size, size), key=mx.random.key(0)).astype(getattr(mx, dtype))
-                seconds = self._best_of(3, functools.partial(_chain, functools.partial(mx.matmul, a), a))
+                seconds = self._best_of(5, functools.partial(_chain, functools.partial(mx.matmul, a), a))
             rate = max(rate, 2 * size**3 / seconds / 1e9)
             if seconds > 5e-4:
                 break
