@@ -5,6 +5,7 @@ chunks.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -12,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 from autoconv._backend import mx
 from autoconv.algorithms import _chunks
 from autoconv.algorithms._adjoint import adjoint, adjoint_convolution
+from autoconv.algorithms._calls import Call, Calls
 from autoconv.algorithms._chunked import chunked, chunked_weight_gradient
 from autoconv.problem import Kind, Problem
 
@@ -84,6 +86,7 @@ class Algorithm:
             own.
         kinds: What it computes, of `Kind.FORWARD` and `Kind.WEIGHT_GRADIENT`; it meets no problem of another kind.
         one_call: Whether it is one 3D convolution of MLX's, with arguments of its own perhaps.
+        calls: `calls(problem, backend, **parameters)` is what it asks of MLX. Default: it does not say.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Algorithm:
     parameters: Callable[[Problem, str], Iterable[Parameters]] = _everywhere
     kinds: frozenset[Kind] = frozenset({Kind.FORWARD})
     one_call: bool = False
+    calls: Callable[..., Calls] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,21 @@ class Candidate:
             moved += count * (cost.bytes + 2 * chunk_bytes(part, Cost(0, 0, 0)))
             workspace = max(workspace, chunk_bytes(part, cost))
         return Cost(flops, moved, workspace)
+
+    def calls(self, problem: Problem, backend: str) -> tuple[tuple[Call, int], ...]:
+        """What it asks of MLX on a backend, and how many of each; nothing where it does not say."""
+        if problem.kind is Kind.INPUT_GRADIENT:
+            of = adjoint(problem)
+            return self.calls(of.problem, backend) if of else ()
+        if self.algorithm.calls is None:
+            return ()
+        if not self.chunks:
+            return tuple(self.algorithm.calls(problem, backend, **self._own))
+        found: Counter[Call] = Counter()
+        for part, count in _chunks.counted(problem, **self.chunks):
+            for call, times in self.algorithm.calls(part, backend, **self._own):
+                found[call] += count * times
+        return tuple(found.items())
 
     def _cost_of_input_gradient(self, problem: Problem, backend: str) -> Cost:
         """That of the convolution of the cotangent, and of transposing the weight.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autoconv._backend import mx
+from autoconv.algorithms._calls import Convolution2D, Product
 from autoconv.algorithms._fused import sum_float32
 from autoconv.algorithms._mlx import conv_general
 from autoconv.problem import Problem
@@ -154,6 +155,26 @@ def flat_convolution(problem: Problem) -> FlatConvolution:
     return run
 
 
+def flat_call(problem: Problem, images: int, channels: int, outputs: int) -> Convolution2D:
+    """What `flat_convolution` asks of MLX for so many images with so many channels."""
+    _, _, height, width, _ = problem.input_shape
+    _, _, kernel_h, kernel_w, _ = problem.weight_shape
+    _, _, out_h, out_w, _ = problem.output_shape
+    return Convolution2D(
+        images,
+        (height, width),
+        channels,
+        outputs,
+        (kernel_h, kernel_w),
+        (out_h, out_w),
+        problem.stride[1:],
+        problem.dilation[1:],
+        problem.input_dilation[1:],
+        problem.groups,
+        _flips_2d(problem),
+    )
+
+
 def tap_sum(convolve: FlatConvolution, input: mx.array, kernels: Sequence[mx.array], segment: Segment) -> mx.array:
     """A segment's outputs as a sum over the taps that it sees, in float32: `(N, frames, OH, OW, C_out)`.
 
@@ -176,6 +197,11 @@ def flat_matmul(problem: Problem) -> FlatConvolution:
         return mx.unflatten(mx.flatten(seen, 0, 2) @ kernel.T, 0, seen.shape[:3])
 
     return run
+
+
+def flat_product(problem: Problem, images: int, channels: int, outputs: int) -> Product:
+    """What `flat_matmul` asks of MLX for so many images with so many channels."""
+    return Product(images * math.prod(problem.output_shape[2:4]), outputs, channels)
 
 
 def is_pointwise(problem: Problem) -> bool:

@@ -14,7 +14,8 @@ MAX_DECOMPOSED_DEPTH = 7
 """Largest KD that the fixed rule of MLX's Metal backend decomposes."""
 
 
-def _channels_in_step(problem: Problem) -> bool:
+def channels_in_step(problem: Problem) -> bool:
+    """Whether the 3D implicit GEMM of MLX on Metal takes the channels as they are; it pads them to sixteens else."""
     outputs = problem.weight_shape[0]
     return problem.input_shape[4] % 16 == 0 and (outputs <= 16 or outputs % 16 == 0)
 
@@ -26,7 +27,7 @@ def metal_decomposes(problem: Problem) -> bool:
     return (
         problem.groups == 1
         and problem.input_dilation == (1, 1, 1)
-        and _channels_in_step(problem)
+        and channels_in_step(problem)
         and problem.input_shape[0] == 1
         and problem.weight_shape[1] <= MAX_DECOMPOSED_DEPTH
         and problem.stride[0] == 1

@@ -7,11 +7,12 @@ output sees through that tap.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoconv._backend import mx
+from autoconv.algorithms._calls import Convolution2D
 from autoconv.algorithms._mlx import conv_general, rounded
-from autoconv.problem import Problem, Triple, dilated
+from autoconv.problem import Kind, Problem, Triple, dilated
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def transposed_convolution(input: mx.array, cotangent: mx.array, problem: Proble
     outputs, channels = cotangent.shape[-1], input.shape[-1]
     input = mx.contiguous(cut(input, part.sizes[first:]))
     widths = [(0, 0)] * input.ndim
-    if max(spread) == 1 and not _symmetric(problem, part, first):
+    if _is_padded_here(problem, first):
         widths[1:-1] = zip(low, high, strict=True)
         low = high = (0,) * len(low)
     if channels == 1:
@@ -104,6 +105,74 @@ def transposed_convolution(input: mx.array, cotangent: mx.array, problem: Proble
     found = mx.swapaxes(found, 0, -1)
     found = found[:1] if outputs == 1 else found
     return found[..., :1] if channels == 1 else found
+
+
+def transposed_problem(problem: Problem) -> Problem:
+    """The 3D convolution that MLX makes of a weight gradient: of the input by the cotangent."""
+    part = seen(problem)
+    assert part is not None
+    batch, channels = problem.input_shape[0], problem.weight_shape[4]
+    return replace(
+        problem,
+        input_shape=(channels, *part.sizes, batch * problem.groups),
+        weight_shape=(problem.weight_shape[0], *problem.output_shape[1:4], batch),
+        stride=problem.dilation,
+        padding_high=part.high,
+        dilation=problem.stride,
+        flip=False,
+        kind=Kind.FORWARD,
+    )
+
+
+def transposed_3d(problem: Problem) -> Problem:
+    """The convolution that `transposed_convolution` asks of MLX for a whole input."""
+    found = transposed_problem(problem)
+    low, high = found.padding_low, found.padding_high
+    channels, *sizes, batch = found.input_shape
+    if _is_padded_here(problem, 0):
+        sizes = [size + a + b for size, a, b in zip(sizes, low, high, strict=True)]
+        low = high = (0, 0, 0)
+    return replace(
+        found,
+        input_shape=(_filled(channels), sizes[0], sizes[1], sizes[2], batch),
+        weight_shape=(_filled(found.weight_shape[0]), *found.weight_shape[1:]),
+        padding_low=low,
+        padding_high=high,
+    )
+
+
+def transposed_2d(problem: Problem, images: int, channels: int) -> Convolution2D:
+    """The convolution that `transposed_convolution` asks of MLX for so many images with so many channels."""
+    part = seen(problem)
+    assert part is not None
+    _, height, width = part.sizes
+    if _is_padded_here(problem, 1):
+        height += problem.padding_low[1] + part.high[1]
+        width += problem.padding_low[2] + part.high[2]
+    _, out_h, out_w = problem.output_shape[1:4]
+    _, kernel_h, kernel_w = problem.weight_shape[1:4]
+    return Convolution2D(
+        _filled(channels) // problem.groups,
+        (height, width),
+        images * problem.groups,
+        _filled(problem.weight_shape[0]),
+        (out_h, out_w),
+        (kernel_h, kernel_w),
+        problem.dilation[1:],
+        problem.stride[1:],
+        problem.input_dilation[1:],
+        problem.groups,
+    )
+
+
+def _filled(channels: int) -> int:
+    return 8 if channels == 1 else channels
+
+
+def _is_padded_here(problem: Problem, first: int) -> bool:
+    part = seen(problem)
+    assert part is not None
+    return max(problem.input_dilation[first:]) == 1 and not _symmetric(problem, part, first)
 
 
 def _symmetric(problem: Problem, part: Seen, first: int) -> bool:

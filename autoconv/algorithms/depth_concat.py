@@ -14,16 +14,19 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from autoconv._backend import mx
 from autoconv.algorithms import _cuda
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, InTwoSteps, Parameters
+from autoconv.algorithms._calls import Call, Calls
 from autoconv.algorithms._depth import (
     FlatConvolution,
     Phase,
     Tap,
+    flat_call,
     flat_convolution,
     flipped,
     interleave,
@@ -213,4 +216,22 @@ def cost_concatenated(
     return Cost(flops, moved, stacked + padded + joined + cut + kernels + scratch)
 
 
-ALGORITHM = Algorithm(name="depth_concat", version=1, order=3, build=_build, cost=_cost, parameters=_parameters)
+def _calls(problem: Problem, _backend: str, edges: str = "split", channels: int = 1) -> Calls:
+    return calls_concatenated(problem, flat_call, edges=edges, step=channels)
+
+
+def calls_concatenated(
+    problem: Problem, call: Callable[[Problem, int, int, int], Call], *, edges: str = "split", step: int = 1
+) -> Calls:
+    """What `concatenated` asks of MLX, where `call` is one convolution from images, channels and outputs."""
+    batch, channels, outputs = problem.input_shape[0], problem.input_shape[4], rounded(problem.weight_shape[0], step)
+    pieces = Counter(piece for phase in phases(problem) for piece in _stacked_images(phase, edges))
+    return [
+        (call(problem, batch * count, rounded(taps * channels, step), outputs), times)
+        for (count, taps), times in pieces.items()
+    ]
+
+
+ALGORITHM = Algorithm(
+    name="depth_concat", version=1, order=3, build=_build, cost=_cost, parameters=_parameters, calls=_calls
+)

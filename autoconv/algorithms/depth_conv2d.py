@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
+from autoconv.algorithms._calls import Calls, Convolution2D
 from autoconv.algorithms._depth import flipped
 from autoconv.algorithms._mlx import conv_general
 from autoconv.algorithms.native import workspace_3d
@@ -45,4 +46,24 @@ def _cost(problem: Problem, backend: str) -> Cost:
     return Cost(problem.flops, problem.bytes, workspace_3d(problem, backend))
 
 
-ALGORITHM = Algorithm(name="depth_conv2d", version=1, order=7, build=_build, cost=_cost, parameters=_parameters)
+def _calls(problem: Problem, _backend: str) -> Calls:
+    batch, depth, height, width, channels = problem.input_shape
+    _, out_d, out_h, out_w, outputs = problem.output_shape
+    call = Convolution2D(
+        batch,
+        (depth, height * width),
+        channels,
+        outputs,
+        (problem.weight_shape[1], 1),
+        (out_d, out_h * out_w),
+        (problem.stride[0], 1),
+        (problem.dilation[0], 1),
+        (problem.input_dilation[0], 1),
+        problem.groups,
+    )
+    return ((call, 1),)
+
+
+ALGORITHM = Algorithm(
+    name="depth_conv2d", version=1, order=7, build=_build, cost=_cost, parameters=_parameters, calls=_calls
+)

@@ -19,13 +19,23 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from autoconv._backend import mx
 from autoconv.algorithms import _cook_toom, _cuda
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, InTwoSteps, Parameters
-from autoconv.algorithms._depth import Segment, flat_convolution, flipped, phases, tap_sum, zeros_like_output
+from autoconv.algorithms._calls import Calls
+from autoconv.algorithms._depth import (
+    Segment,
+    flat_call,
+    flat_convolution,
+    flipped,
+    phases,
+    tap_sum,
+    zeros_like_output,
+)
 from autoconv.algorithms._fused import fused
 from autoconv.algorithms._mlx import workspace_2d
 from autoconv.problem import MAX_ELEMENTS, Problem
@@ -302,4 +312,17 @@ def _cost(problem: Problem, backend: str, tile: int) -> Cost:
     return Cost(flops, moved, alive + weights + scratch + joined + unfused)
 
 
-ALGORITHM = Algorithm(name="depth_winograd", version=1, order=4, build=_build, cost=_cost, parameters=_parameters)
+def _calls(problem: Problem, backend: str, tile: int) -> Calls:
+    (batch, *_, channels), outputs, taps = problem.input_shape, problem.weight_shape[0], problem.weight_shape[1]
+    found: Counter[int] = Counter()
+    if backend == "cuda":
+        found[_tiles(problem, tile)] = tile + taps - 1
+    else:
+        for piece in pieces(problem, tile):
+            found[piece.tiles] += len(piece.segment.taps) if piece.tile == 1 else piece.tile + taps - 1
+    return [(flat_call(problem, batch * images, channels, outputs), times) for images, times in found.items() if times]
+
+
+ALGORITHM = Algorithm(
+    name="depth_winograd", version=1, order=4, build=_build, cost=_cost, parameters=_parameters, calls=_calls
+)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
+from autoconv.algorithms._calls import Calls, Convolution2D, Product
 from autoconv.algorithms._depth import flipped
 from autoconv.algorithms._mlx import conv_general, rounded, workspace_flat
 from autoconv.problem import MAX_ELEMENTS, Problem
@@ -109,4 +110,22 @@ def _cost(problem: Problem, backend: str, axes: str) -> Cost:
     return Cost(flops, moved, last + sum(between) + kernel * item + scratch)
 
 
-ALGORITHM = Algorithm(name="im2col", version=1, order=6, build=_build, cost=_cost, parameters=_parameters)
+def _calls(problem: Problem, _backend: str, axes: str) -> Calls:
+    channels, outputs = _unfolded(problem, axes)[4], problem.weight_shape[0]
+    batch, depth, height, width, _ = problem.output_shape
+    if axes == "dhw":
+        return ((Product(batch * depth * height * width, outputs, channels), 1),)
+    call = Convolution2D(
+        batch * depth,
+        (problem.input_shape[2], width),
+        channels,
+        outputs,
+        (problem.weight_shape[2], 1),
+        (height, width),
+        (problem.stride[1], 1),
+        (problem.dilation[1], 1),
+    )
+    return ((call, 1),)
+
+
+ALGORITHM = Algorithm(name="im2col", version=1, order=6, build=_build, cost=_cost, parameters=_parameters, calls=_calls)

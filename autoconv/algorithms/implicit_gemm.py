@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
+from autoconv.algorithms._calls import Calls
 from autoconv.algorithms._mlx import conv_general, metal_decomposes
 from autoconv.algorithms.native import workspace_3d
 from autoconv.problem import MAX_ELEMENTS, Problem
@@ -29,17 +31,21 @@ def _needs_extra_frame(problem: Problem) -> bool:
     return problem.output_shape[1] > 1 and problem.weight_shape[1] > 1
 
 
-def _build(problem: Problem) -> Convolution:
-    stride, dilation, low = problem.stride, problem.dilation, problem.padding_low
-    extra = _needs_extra_frame(problem)
+def _failing(problem: Problem) -> Problem:
+    """The problem with an argument that fails the rule."""
     if problem.output_shape[1] == 1:
         # A stride of 2 still leaves the one output frame only if no second one begins: none does, as OD is 1.
-        stride = (2, *stride[1:])
-    elif problem.weight_shape[1] == 1:
-        dilation = (2, *dilation[1:])
-    else:
-        low = (low[0] + stride[0], *low[1:])
-    padding = (low, problem.padding_high)
+        return replace(problem, stride=(2, *problem.stride[1:]))
+    if problem.weight_shape[1] == 1:
+        return replace(problem, dilation=(2, *problem.dilation[1:]))
+    low = problem.padding_low
+    return replace(problem, padding_low=(low[0] + problem.stride[0], *low[1:]))
+
+
+def _build(problem: Problem) -> Convolution:
+    extra = _needs_extra_frame(problem)
+    problem = _failing(problem)
+    stride, padding, dilation = problem.stride, (problem.padding_low, problem.padding_high), problem.dilation
     input_dilation, groups, flip = problem.input_dilation, problem.groups, problem.flip
 
     def run(input: mx.array, weight: mx.array, /) -> mx.array:
@@ -60,6 +66,17 @@ def _cost(problem: Problem, backend: str) -> Cost:
     )
 
 
+def _calls(problem: Problem, _backend: str) -> Calls:
+    return ((_failing(problem), 1),)
+
+
 ALGORITHM = Algorithm(
-    name="implicit_gemm", version=1, order=1, build=_build, cost=_cost, parameters=_parameters, one_call=True
+    name="implicit_gemm",
+    version=1,
+    order=1,
+    build=_build,
+    cost=_cost,
+    parameters=_parameters,
+    one_call=True,
+    calls=_calls,
 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from autoconv._backend import mx
@@ -27,9 +28,11 @@ from autoconv.algorithms._adapted import (
     with_channels,
 )
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, InTwoSteps, Parameters
+from autoconv.algorithms._calls import Call, Calls
 from autoconv.algorithms._depth import (
     FlatConvolution,
     Phase,
+    flat_call,
     flat_convolution,
     flipped,
     interleave,
@@ -38,7 +41,7 @@ from autoconv.algorithms._depth import (
     zeros_like_output,
 )
 from autoconv.algorithms._fused import sum_dtype, sum_float32
-from autoconv.algorithms._mlx import channel_steps, workspace_2d
+from autoconv.algorithms._mlx import channel_steps, rounded, workspace_2d
 from autoconv.problem import Problem
 
 
@@ -156,4 +159,27 @@ def cost_decomposed(problem: Problem, workspace: Callable[[int, int], int], *, w
     return Cost(flops, moved, results + copies + running + scratch + problem.output_bytes * edges)
 
 
-ALGORITHM = Algorithm(name="kd_decomposition", version=1, order=2, build=_build, cost=_cost, parameters=_parameters)
+def _calls(problem: Problem, _backend: str, channels: int = 1, batch: str = "", **_sum: str) -> Calls:
+    return calls_decomposed(one_clip(problem) if batch else problem, flat_call, channels)
+
+
+def calls_decomposed(problem: Problem, call: Callable[[Problem, int, int, int], Call], step: int = 1) -> Calls:
+    """What `decomposed` asks of MLX, where `call` is that of one tap from images, channels and outputs.
+
+    Both kinds of channels are filled up to a multiple of `step`.
+    """
+    batch, channels, outputs = problem.input_shape[0], problem.input_shape[4], problem.weight_shape[0]
+    channels, outputs = rounded(channels, step), rounded(outputs, step)
+    frames = Counter(tap.stop - tap.start for phase in phases(problem) for tap in phase.taps)
+    return [(call(problem, batch * count, channels, outputs), times) for count, times in frames.items()]
+
+
+ALGORITHM = Algorithm(
+    name="kd_decomposition",
+    version=1,
+    order=2,
+    build=_build,
+    cost=_cost,
+    parameters=_parameters,
+    calls=_calls,
+)

@@ -14,10 +14,11 @@ from collections.abc import Iterable
 
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
-from autoconv.algorithms._depth import flat_matmul, flipped, is_pointwise
-from autoconv.algorithms.depth_concat import concatenated, cost_concatenated
+from autoconv.algorithms._calls import Calls, Product
+from autoconv.algorithms._depth import flat_matmul, flat_product, flipped, is_pointwise
+from autoconv.algorithms.depth_concat import calls_concatenated, concatenated, cost_concatenated
 from autoconv.algorithms.depth_concat import fits as stack_fits
-from autoconv.algorithms.kd_decomposition import cost_decomposed, decomposed
+from autoconv.algorithms.kd_decomposition import calls_decomposed, cost_decomposed, decomposed
 from autoconv.problem import Problem
 
 
@@ -101,4 +102,11 @@ def _is_copied(problem: Problem) -> bool:
     return not whole or (problem.output_shape[2:4] != (1, 1) and problem.weight_shape[1:4] != (1, 1, 1))
 
 
-ALGORITHM = Algorithm(name="matmul", version=1, order=5, build=_build, cost=_cost, parameters=_parameters)
+def _calls(problem: Problem, _backend: str, taps: str = "sum") -> Calls:
+    if _is_patches(problem) or _is_one_patch(problem):
+        outputs, patch = problem.weight_shape[0], math.prod(problem.weight_shape[1:])
+        return ((Product(math.prod(problem.output_shape[:4]), outputs, patch), 1),)
+    return (calls_concatenated if taps == "stack" else calls_decomposed)(problem, flat_product)
+
+
+ALGORITHM = Algorithm(name="matmul", version=1, order=5, build=_build, cost=_cost, parameters=_parameters, calls=_calls)

@@ -7,11 +7,13 @@ MLX's vjp itself: it unfolds the input where the kernel is neither dilated, flip
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost
+from autoconv.algorithms._calls import Calls, Product
 from autoconv.algorithms._mlx import conv_general, metal_reads_past_end, unfolded_bytes, unfolds_on_cpu
-from autoconv.algorithms._weight_gradient import cut, seen
+from autoconv.algorithms._weight_gradient import cut, seen, transposed_problem
 from autoconv.problem import Kind, Problem, dilated
 
 
@@ -97,6 +99,26 @@ def _cost(problem: Problem, backend: str) -> Cost:
     return Cost(problem.flops, problem.bytes, workspace_3d(problem, backend))
 
 
+def calls_3d(problem: Problem, backend: str) -> Calls:
+    """What native asks for a convolution: the very problem, or on Metal the one that is not read past its end."""
+    if backend != "metal" or not metal_reads_past_end(problem):
+        return ((problem, 1),)
+    (batch, frames, *frame), high = problem.input_shape, problem.padding_high
+    padded = (batch, frames + high[0], frame[0], frame[1], frame[2])
+    return ((replace(problem, input_shape=padded, padding_high=(0, *high[1:])), 1),)
+
+
+def _calls(problem: Problem, backend: str) -> Calls:
+    if problem.kind is not Kind.WEIGHT_GRADIENT:
+        return calls_3d(problem, backend)
+    if seen(problem) is None:
+        return ()
+    if problem.flip or not unfolds_on_cpu(problem.dilation, problem.input_dilation, problem.groups):
+        return ((transposed_problem(problem), 1),)
+    unfolded = math.prod(problem.weight_shape[1:])
+    return ((Product(problem.weight_shape[0], unfolded, math.prod(problem.output_shape[:4]), unfolded=True), 1),)
+
+
 ALGORITHM = Algorithm(
     name="native",
     version=1,
@@ -105,4 +127,5 @@ ALGORITHM = Algorithm(
     cost=_cost,
     kinds=frozenset({Kind.FORWARD, Kind.WEIGHT_GRADIENT}),
     one_call=True,
+    calls=_calls,
 )

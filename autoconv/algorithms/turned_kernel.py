@@ -14,6 +14,7 @@ from dataclasses import replace
 from autoconv._backend import mx
 from autoconv.algorithms import native
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
+from autoconv.algorithms._calls import Calls
 from autoconv.problem import Problem
 
 
@@ -42,6 +43,17 @@ def _cost(problem: Problem, backend: str) -> Cost:
     return Cost(cost.flops, cost.bytes + 2 * problem.weight_bytes, cost.workspace_bytes + problem.weight_bytes)
 
 
+def _calls(problem: Problem, backend: str) -> Calls:
+    return native.calls_3d(replace(problem, flip=not problem.flip), backend)
+
+
 ALGORITHM = Algorithm(
-    name="turned_kernel", version=1, order=8, build=_build, cost=_cost, parameters=_parameters, one_call=True
+    name="turned_kernel",
+    version=1,
+    order=8,
+    build=_build,
+    cost=_cost,
+    parameters=_parameters,
+    one_call=True,
+    calls=_calls,
 )

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
+from autoconv.algorithms._calls import Calls
 from autoconv.algorithms._mlx import unfolds_on_cpu
-from autoconv.algorithms._weight_gradient import flipped_back, seen, transposed_convolution
+from autoconv.algorithms._weight_gradient import flipped_back, seen, transposed_3d, transposed_convolution
 from autoconv.problem import Kind, Problem
 
 
@@ -40,6 +41,10 @@ def _cost(problem: Problem, backend: str) -> Cost:
     return Cost(problem.flops, problem.bytes + 2 * workspace, workspace)
 
 
+def _calls(problem: Problem, _backend: str) -> Calls:
+    return ((transposed_3d(problem), 1),)
+
+
 ALGORITHM = Algorithm(
     name="wgrad_convolution",
     version=1,
@@ -48,4 +53,5 @@ ALGORITHM = Algorithm(
     cost=_cost,
     parameters=_parameters,
     kinds=frozenset({Kind.WEIGHT_GRADIENT}),
+    calls=_calls,
 )

@@ -11,12 +11,20 @@ Parameters:
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
+from autoconv.algorithms._calls import Calls
 from autoconv.algorithms._depth import Tap, phases, take, tap_frames
-from autoconv.algorithms._weight_gradient import flipped_back, padded_bytes, seen, transposed_convolution
+from autoconv.algorithms._weight_gradient import (
+    flipped_back,
+    padded_bytes,
+    seen,
+    transposed_2d,
+    transposed_convolution,
+)
 from autoconv.problem import MAX_ELEMENTS, Kind, Problem
 
 
@@ -107,6 +115,15 @@ def _cost(problem: Problem, backend: str, taps: str = "each") -> Cost:
     return Cost(images * frame_flops, moved + problem.weight_bytes, workspace)
 
 
+def _calls(problem: Problem, _backend: str, taps: str = "each") -> Calls:
+    batch, channels = problem.input_shape[0], problem.input_shape[4]
+    if taps == "stacked":
+        images = batch * problem.output_shape[1]
+        return ((transposed_2d(problem, images, problem.weight_shape[1] * channels), 1),)
+    frames = Counter(tap.stop - tap.start for phase in phases(problem) for tap in phase.taps)
+    return [(transposed_2d(problem, batch * count, channels), times) for count, times in frames.items()]
+
+
 ALGORITHM = Algorithm(
     name="wgrad_depth_taps",
     version=1,
@@ -115,4 +132,5 @@ ALGORITHM = Algorithm(
     cost=_cost,
     parameters=_parameters,
     kinds=frozenset({Kind.WEIGHT_GRADIENT}),
+    calls=_calls,
 )

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, Parameters
+from autoconv.algorithms._calls import Calls, Product
 from autoconv.algorithms._weight_gradient import cut, flipped_back, seen
 from autoconv.problem import MAX_ELEMENTS, Kind, Problem, Triple
 
@@ -184,6 +185,15 @@ def _cost(problem: Problem, _backend: str, stack: str = "none", splits: int = 1)
     )
 
 
+def _calls(problem: Problem, _backend: str, stack: str = "none", splits: int = 1) -> Calls:
+    plan = _plan(problem)
+    assert plan is not None
+    axis, groups = STACKS[stack], problem.groups
+    inner, outer = math.prod(problem.weight_shape[1 + axis : 4]), math.prod(problem.weight_shape[1 : 1 + axis])
+    rows, columns = problem.weight_shape[0] // groups, problem.weight_shape[4] * inner
+    return ((Product(rows, columns, plan.rows // splits, splits * groups), outer),)
+
+
 ALGORITHM = Algorithm(
     name="wgrad_matmuls",
     version=1,
@@ -192,4 +202,5 @@ ALGORITHM = Algorithm(
     cost=_cost,
     parameters=_parameters,
     kinds=frozenset({Kind.WEIGHT_GRADIENT}),
+    calls=_calls,
 )
