@@ -7,6 +7,7 @@
     ├── AccuracyError                  no candidate is accurate enough; raised by `tune` and the sweep, never by a call
     ├── TuningError                    a problem could not be timed now: no time, no memory, or the device is in use
     │   └── DeviceLostError            a candidate broke the device for this process; nothing more is timed in it
+    ├── ModelError                     a cost model cannot be read, trained, or used with what is here
     ├── FleetError                     a fleet's scheduler cannot be reached or may not be used, or has no workers
     └── StoreError                     a database cannot be opened, read or written
         ├── SchemaError                it was written by a newer autoconv, or is no autoconv database
@@ -54,6 +55,10 @@ class DeviceLostError(TuningError):
     def __init__(self, message: str, candidate: str) -> None:
         super().__init__(message)
         self.candidate = candidate
+
+
+class ModelError(AutoconvError, RuntimeError):
+    """A cost model cannot be read, trained or used here; the message says why."""
 
 
 class FleetError(AutoconvError, RuntimeError):

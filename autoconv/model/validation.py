@@ -1,0 +1,191 @@
+"""Validation: what a model says of problems that it did not see, and how good its choices are.
+
+A model is fitted on all folds but one and asked about that one; the widths of its intervals come from yet other folds.
+Choices are judged by the samples that did not choose (`record.Record.judging_us`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoconv.decision import NATIVE
+from autoconv.model import bounds as b
+from autoconv.model import fitting
+from autoconv.model.advice import Advice
+from autoconv.model.bounds import Bounds, Expected
+from autoconv.model.examples import Example, Table
+from autoconv.model.features import Floats
+
+Folds = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Forecasts:
+    """What is expected of every row of a table.
+
+    Attributes:
+        log_ratio: `(rows,)` logarithms of times over native's.
+        doubt: `(rows,)` scales of their errors.
+        risk: `(rows,)` probabilities that a candidate does not run accurately.
+    """
+
+    log_ratio: Floats
+    doubt: Floats
+    risk: Floats
+
+    def of(self, table: Table, example: int) -> list[Expected]:
+        """Those of one example."""
+        rows = range(table.first[example], table.first[example + 1])
+        names = [c.name for c in table.examples[example].candidates]
+        return [
+            expected(name, float(self.log_ratio[row]), float(self.doubt[row]), float(self.risk[row]))
+            for name, row in zip(names, rows, strict=True)
+        ]
+
+
+def expected(candidate: str, log_ratio: float, doubt: float, risk: float) -> Expected:
+    """What forests say of a candidate, within what makes sense; of native its ratio is known."""
+    if candidate == NATIVE:
+        return Expected(candidate, 0.0, 0.0, min(max(risk, 0.0), 1.0))
+    return Expected(candidate, log_ratio, max(doubt, b.LEAST_DOUBT), min(max(risk, 0.0), 1.0))
+
+
+def held_out(table: Table, folds: Folds, *, learn: NDArray[np.bool_] | None = None) -> Forecasts:
+    """Forecasts of each fold by a model that was fitted on the others.
+
+    Doubts are learned from the errors of such forecasts, and those of a fold from the errors on the others.
+
+    Args:
+        table: The examples.
+        folds: `(examples,)` the fold of each.
+        learn: `(examples,)` those that may be learned from. Default: all.
+    """
+    rows, fold = table.rows, folds[table.example]
+    may = np.ones(len(rows), dtype=np.bool_) if learn is None else learn[table.example]
+    ratio, risk, doubt = (np.zeros(len(rows)) for _ in range(3))
+    for number in np.unique(fold):
+        here, others = fold == number, (fold != number) & may
+        ratio[here] = fitting.fit_ratio(table, rows, others).predict(rows[here])
+        risk[here] = fitting.fit_risk(table, rows, others).predict(rows[here])
+    errors = np.where(fitting.known_ratio(table), ratio - np.clip(table.log_ratio, fitting.LEAST, fitting.MOST), np.nan)
+    for number in np.unique(fold):
+        here = fold == number
+        doubt[here] = fitting.fit_doubt(rows, errors, ~here & may).predict(rows[here])
+    return Forecasts(ratio, doubt, risk)
+
+
+def calibrate(table: Table, forecasts: Forecasts, networks: Sequence[str], which: NDArray[np.bool_]) -> Bounds:
+    """The widths that hold for forecasts of held-out networks, by the choices among those examples.
+
+    Scores are of the samples that judge, which neither chose a winner nor were learned from.
+    """
+    native: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    best: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    question: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for place in np.flatnonzero(which).tolist():
+        example, said = table.examples[place], forecasts.of(table, place)
+        seen = [i for i, usable in enumerate(example.usable) if usable]
+        choice = b.chosen(said)
+        network = networks[place]
+        group = b.group_of(said[choice].candidate)
+        fastest = min(seen, key=lambda i: example.choosing_us[i])
+        if len(said) > 1:
+            question[b.ROOT].append((network, b.score_question(said, fastest)))
+        if choice not in seen:
+            continue  # whether it runs at all is what `risk` is there for
+        log_choice = math.log(example.judging_us[choice])
+        if example.native is not None and choice != example.native:
+            score = b.score_native(said, choice, log_choice - math.log(example.judging_us[0]))
+            native[group].append((network, score))
+        other = b.rival(said, choice)
+        rest = [i for i in seen if i != choice]
+        if other is not None and rest:
+            measured = log_choice - math.log(min(example.judging_us[i] for i in rest))
+            best[group].append((network, b.score_best(said, choice, other, measured)))
+    return Bounds(
+        b.calibrated(native, b.ALPHA_NATIVE),
+        b.calibrated(best, b.ALPHA_BEST),
+        b.calibrated(question, b.ALPHA_QUESTION),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a way of deciding did with one example.
+
+    Attributes:
+        example: The example.
+        place: The candidate's place among the example's; None where what was chosen does not run.
+        timed: Whether it would have been timed, which finds the winner among those that were in question.
+        advice: What was said; None for ways that say nothing.
+    """
+
+    example: Example
+    place: int | None
+    timed: bool = False
+    advice: Advice | None = None
+
+    @property
+    def regret(self) -> float:
+        """Its time over that of the best, less one, by the samples that judge; infinite where it does not run."""
+        if self.place is None:
+            return math.inf
+        return self.example.judging_us[self.place] / min(self.example.judging_us) - 1
+
+    @property
+    def against_native(self) -> float | None:
+        """Its time over native's, less one; None where native does not run."""
+        if self.example.native is None or self.place is None:
+            return None
+        return self.example.judging_us[self.place] / self.example.judging_us[0] - 1
+
+
+Way = Callable[[int], Choice]
+
+
+def advised(table: Table, forecasts: Forecasts, widths: Sequence[Bounds], folds: Folds) -> list[Advice]:
+    """The advice on every example, by the widths of its fold."""
+    return [b.advice(forecasts.of(table, place), widths[folds[place]]) for place in range(len(table.examples))]
+
+
+def cross_advised(table: Table, forecasts: Forecasts, networks: Sequence[str], folds: Folds) -> list[Advice]:
+    """The advice on every example, by widths that come from the other folds."""
+    widths = [calibrate(table, forecasts, networks, folds != number) for number in range(int(folds.max()) + 1)]
+    return advised(table, forecasts, widths, folds)
+
+
+def predicting(example: Example, said: Advice) -> Choice:
+    """What `predict` does: the model's choice where it is safe, else native."""
+    if said.safe:
+        return Choice(example, _place(example, said.choice.candidate), advice=said)
+    return Choice(example, example.native if example.native is not None else winner(example), advice=said)
+
+
+def automatic(example: Example, said: Advice) -> Choice:
+    """What `auto` does: the model's choice where it is sure, else what wins among those in question."""
+    if said.sure:
+        return Choice(example, _place(example, said.choice.candidate), advice=said)
+    return Choice(example, winner(example, said.in_question), timed=True, advice=said)
+
+
+def always(example: Example, said: Advice) -> Choice:
+    """The model's choice, sure or not."""
+    return Choice(example, _place(example, said.choice.candidate), advice=said)
+
+
+def winner(example: Example, among: Sequence[str] | None = None) -> int:
+    """The place of the fastest by the samples that choose; of all where none of the named ones runs."""
+    seen = [i for i, usable in enumerate(example.usable) if usable]
+    named = [i for i in seen if among is None or example.candidates[i].name in among]
+    return min(named or seen, key=lambda i: example.choosing_us[i])
+
+
+def _place(example: Example, name: str) -> int | None:
+    names = (i for i, c in enumerate(example.candidates) if c.name == name and example.usable[i])
+    return next(names, None)
