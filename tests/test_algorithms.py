@@ -22,8 +22,8 @@ from reference import Array, convolve, input_gradient, weight_gradient
 from strategies import decomposed_problems, problems
 
 from autoconv import algorithms
-from autoconv.algorithms import Candidate, _depth, implicit_gemm, native
-from autoconv.problem import Problem
+from autoconv.algorithms import Candidate, _adapted, _depth, implicit_gemm, native
+from autoconv.problem import MAX_ELEMENTS, Problem
 from autoconv.tuning.operands import make_operands
 
 BACKENDS = ("cpu", "cuda", "metal")
@@ -733,6 +733,16 @@ def test_costs_are_no_less_than_what_must_move(problem: Problem, backend: str) -
             assert cost.bytes >= problem.output_bytes, candidate.name
         if candidate.algorithm.name in {"native", "implicit_gemm"}:
             assert cost.flops >= problem.flops
+
+
+@given(problems(max_groups=1), st.integers(0, 24), st.sampled_from((8, 16, 32)))
+def test_what_fits_32_bits_is_told_without_making_the_other_problem(problem: Problem, power: int, step: int) -> None:
+    problem = replace(problem, input_shape=(problem.input_shape[0] * 2**power, *problem.input_shape[1:]))
+    assert _adapted.channels_fit(problem, step) == _adapted.with_channels(problem, step).addressable
+    if problem.input_shape[0] > 1 and problem.input_dilation[0] == 1:
+        clip = _adapted.one_clip(problem)
+        most = max(math.prod(clip.input_shape), math.prod(clip.output_shape))
+        assert _adapted.can_be_one_clip(problem) == (most <= MAX_ELEMENTS)
 
 
 @pytest.mark.skipif(mx.default_device() == mx.gpu, reason="the estimate on GPUs leaves MLX's own scratch out")
