@@ -22,7 +22,8 @@ from reference import Array, convolve, input_gradient, weight_gradient
 from strategies import decomposed_problems, problems
 
 from autoconv import algorithms
-from autoconv.algorithms import Candidate, _adapted, _depth, implicit_gemm, native
+from autoconv.algorithms import Algorithm, Candidate, _adapted, _depth, implicit_gemm, native
+from autoconv.algorithms._algorithm import Cost
 from autoconv.problem import MAX_ELEMENTS, Problem
 from autoconv.tuning.operands import make_operands
 
@@ -733,6 +734,26 @@ def test_costs_are_no_less_than_what_must_move(problem: Problem, backend: str) -
             assert cost.bytes >= problem.output_bytes, candidate.name
         if candidate.algorithm.name in {"native", "implicit_gemm"}:
             assert cost.flops >= problem.flops
+
+
+def test_a_candidate_asked_again_answers_for_the_problem_and_backend_that_it_is_asked_about() -> None:
+    """Its latest answer is kept, so that what looked for candidates that fit and what compares them count once."""
+    asked: list[tuple[Problem, str]] = []
+
+    def cost(problem: Problem, backend: str) -> Cost:
+        asked.append((problem, backend))
+        return Cost(problem.flops, 0, len(backend))
+
+    counting = Algorithm("counting", 1, 1, lambda _: lambda input, _weight: input, cost)
+    small, large = (Problem.parse((1, 4, 4, 4, c), (8, 3, 3, 3, c)) for c in (1, 2))
+    (candidate,) = algorithms.candidates(small, "cpu", (counting,), memory_bytes=1e9)
+    for _ in range(2):
+        assert candidate.cost(small, "cpu") == Cost(small.flops, 0, 3)
+    assert asked == [(small, "cpu")]
+    for problem, backend in [(large, "cpu"), (small, "cuda"), (small, "cpu"), (large, "metal")]:
+        assert candidate.cost(problem, backend) == Cost(problem.flops, 0, len(backend))
+    assert candidate == Candidate(counting)
+    assert hash(candidate) == hash(Candidate(counting))
 
 
 @given(problems(max_groups=1), st.integers(0, 24), st.sampled_from((8, 16, 32)))
