@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import SupportsIndex, TypeAlias
+from typing import NoReturn, SupportsIndex, TypeAlias
 
 Triple: TypeAlias = tuple[int, int, int]
 Shape5: TypeAlias = tuple[int, int, int, int, int]
@@ -146,16 +146,10 @@ class Problem:
                     f"Expected an array with 5 dimensions following the format {layout}."
                 )
                 raise ValueError(msg)
-        for name, low, values in (
-            ("stride", 1, self.stride),
-            ("kernel dilation", 1, self.dilation),
-            ("input dilation", 1, self.input_dilation),
-            ("padding", 0, (*self.padding_low, *self.padding_high)),
-            ("number of groups", 1, (self.groups,)),
-        ):
-            if any(v < low for v in values):
-                msg = f"[conv] The {name} must be at least {low}. Got {values}."
-                raise ValueError(msg)
+        # One look at all of them: which it is only matters where one is too low.
+        least = min((*self.stride, *self.dilation, *self.input_dilation, self.groups))
+        if least < 1 or min((*self.padding_low, *self.padding_high, 0)) < 0:
+            self._refuse_argument()
         if min(self.input_shape) < 0 or min(self.weight_shape) < 1 or self.input_shape[4] < 1:
             msg = (
                 "[conv] The weight's sizes and the input's channels must be at least 1. "
@@ -176,6 +170,22 @@ class Problem:
                 f"weight {self.weight_shape} and dilation {self.dilation}."
             )
             raise ValueError(msg)
+
+    def _refuse_argument(self) -> NoReturn:
+        """Say which argument is too low."""
+        name, low, values = next(
+            (name, low, values)
+            for name, low, values in (
+                ("stride", 1, self.stride),
+                ("kernel dilation", 1, self.dilation),
+                ("input dilation", 1, self.input_dilation),
+                ("padding", 0, (*self.padding_low, *self.padding_high)),
+                ("number of groups", 1, (self.groups,)),
+            )
+            if any(v < low for v in values)
+        )
+        msg = f"[conv] The {name} must be at least {low}. Got {values}."
+        raise ValueError(msg)
 
     @classmethod
     def parse(
@@ -346,7 +356,7 @@ class Problem:
         """The fewest bytes that must move: both operands read once, the result written once."""
         return self.input_bytes + self.weight_bytes + self.output_bytes
 
-    @property
+    @cached_property
     def addressable(self) -> bool:
         """Whether input, weight and output have at most 2^31-1 elements each."""
         return max(map(math.prod, (self.input_shape, self.weight_shape, self.output_shape))) <= MAX_ELEMENTS

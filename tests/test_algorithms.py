@@ -22,8 +22,9 @@ from reference import Array, convolve, input_gradient, weight_gradient
 from strategies import decomposed_problems, problems
 
 from autoconv import algorithms
-from autoconv.algorithms import Candidate, _depth, implicit_gemm, native
-from autoconv.problem import Problem
+from autoconv.algorithms import Algorithm, Candidate, _adapted, _depth, implicit_gemm, native
+from autoconv.algorithms._algorithm import Cost
+from autoconv.problem import MAX_ELEMENTS, Problem
 from autoconv.tuning.operands import make_operands
 
 BACKENDS = ("cpu", "cuda", "metal")
@@ -733,6 +734,36 @@ def test_costs_are_no_less_than_what_must_move(problem: Problem, backend: str) -
             assert cost.bytes >= problem.output_bytes, candidate.name
         if candidate.algorithm.name in {"native", "implicit_gemm"}:
             assert cost.flops >= problem.flops
+
+
+def test_a_candidate_asked_again_answers_for_the_problem_and_backend_that_it_is_asked_about() -> None:
+    """Its latest answer is kept, so that what looked for candidates that fit and what compares them count once."""
+    asked: list[tuple[Problem, str]] = []
+
+    def cost(problem: Problem, backend: str) -> Cost:
+        asked.append((problem, backend))
+        return Cost(problem.flops, 0, len(backend))
+
+    counting = Algorithm("counting", 1, 1, lambda _: lambda input, _weight: input, cost)
+    small, large = (Problem.parse((1, 4, 4, 4, c), (8, 3, 3, 3, c)) for c in (1, 2))
+    (candidate,) = algorithms.candidates(small, "cpu", (counting,), memory_bytes=1e9)
+    for _ in range(2):
+        assert candidate.cost(small, "cpu") == Cost(small.flops, 0, 3)
+    assert asked == [(small, "cpu")]
+    for problem, backend in [(large, "cpu"), (small, "cuda"), (small, "cpu"), (large, "metal")]:
+        assert candidate.cost(problem, backend) == Cost(problem.flops, 0, len(backend))
+    assert candidate == Candidate(counting)
+    assert hash(candidate) == hash(Candidate(counting))
+
+
+@given(problems(max_groups=1), st.integers(0, 24), st.sampled_from((8, 16, 32)))
+def test_what_fits_32_bits_is_told_without_making_the_other_problem(problem: Problem, power: int, step: int) -> None:
+    problem = replace(problem, input_shape=(problem.input_shape[0] * 2**power, *problem.input_shape[1:]))
+    assert _adapted.channels_fit(problem, step) == _adapted.with_channels(problem, step).addressable
+    if problem.input_shape[0] > 1 and problem.input_dilation[0] == 1:
+        clip = _adapted.one_clip(problem)
+        most = max(math.prod(clip.input_shape), math.prod(clip.output_shape))
+        assert _adapted.can_be_one_clip(problem) == (most <= MAX_ELEMENTS)
 
 
 @pytest.mark.skipif(mx.default_device() == mx.gpu, reason="the estimate on GPUs leaves MLX's own scratch out")

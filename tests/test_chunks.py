@@ -440,7 +440,7 @@ def test_forms_are_those_of_the_spans_and_as_many(data: st.DataObject) -> None:
     problem, axis = data.draw(any_problem), data.draw(st.integers(0, 1))
     size = data.draw(st.none() | st.integers(1, problem.output_shape[1 + axis]))
     found = _chunks.forms(problem, axis, size)
-    assert Counter({span.form: n for span, n in found}) == Counter(s.form for s in _chunks.spans(problem, axis, size))
+    assert Counter(dict(found)) == Counter(s.form for s in _chunks.spans(problem, axis, size))
 
 
 @given(st.data())

@@ -11,10 +11,10 @@ import importlib
 import math
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from autoconv.algorithms._adjoint import adjoint
-from autoconv.algorithms._algorithm import Algorithm, Candidate, Convolution, chunk_bytes
+from autoconv.algorithms._algorithm import Algorithm, Candidate, Convolution, Parameters, chunk_bytes
 from autoconv.algorithms._chunks import FEWEST, MOST, PARAMETERS, largest, number, parts
 from autoconv.problem import MAX_ELEMENTS, Kind, Problem
 
@@ -64,12 +64,20 @@ def candidates(
             return tuple(Candidate(a) for a in known if a.name == "native")
         return candidates(of.problem, backend, known, memory_bytes)
     found: list[Candidate] = []
+    passes = _may_pass_index(problem)
     for algorithm in known:
         if problem.kind not in algorithm.kinds:
             continue
         whole = [_candidate(algorithm, parameters) for parameters in algorithm.parameters(problem, backend)]
         found += whole
-        found += _in_chunks(problem, backend, algorithm, whole, memory_bytes)
+        if algorithm.one_call and problem.groups > 1:  # one 3D convolution of MLX's, which has no groups in 3D
+            continue
+        wanted = [dict(c.items) for c in whole if not _fits(c, problem, backend, memory_bytes)]
+        # What one of a weight gradient's parameters may be depends on its size.
+        if passes or (wanted and problem.kind is Kind.WEIGHT_GRADIENT):
+            wanted += _of_chunks_alone(problem, backend, algorithm, whole)
+        if wanted:
+            found += _in_chunks(problem, backend, algorithm, wanted, memory_bytes)
     return tuple(found)
 
 
@@ -86,46 +94,56 @@ def find(name: str, problem: Problem, backend: str, among: tuple[Algorithm, ...]
     return whole or _find_in_chunks(name, problem, backend, algorithms() if among is None else among)
 
 
-def _candidate(algorithm: Algorithm, parameters: Mapping[str, str | int]) -> Candidate:
+def _candidate(algorithm: Algorithm, parameters: Parameters) -> Candidate:
     return Candidate(algorithm, tuple(sorted(parameters.items())))
 
 
-def _in_chunks(
-    problem: Problem, backend: str, algorithm: Algorithm, whole: Sequence[Candidate], memory_bytes: float
-) -> Iterator[Candidate]:
-    """The largest chunks for each set of parameters whose candidate needs too much as a whole, or is none.
+def _fits(whole: Candidate, problem: Problem, backend: str, memory_bytes: float) -> bool:
+    """Whether a candidate that computes all at once is within the limit, so that it need not be offered in chunks.
 
     An estimate of no workspace is that of MLX's own kernels on GPUs, whose scratch is not known. They are offered in
     chunks as well where the limit is below what input, weight and output take: scratch is of their order, and below
-    that limit a measurement may well find too much. What is one 3D convolution of MLX's is not offered for groups, of
-    which MLX has none in 3D.
+    that limit a measurement may well find too much.
     """
-    if algorithm.one_call and problem.groups > 1:
-        return
-    wanted = [
-        dict(candidate.items)
-        for candidate in whole
-        if not problem.addressable
-        or (
-            memory_bytes < math.inf
-            and (candidate.cost(problem, backend).workspace_bytes or problem.bytes) > memory_bytes
-        )
-    ]
-    # What one of a weight gradient's parameters may be depends on its size.
-    if _may_pass_index(problem) or (wanted and problem.kind is Kind.WEIGHT_GRADIENT):
-        for cut in _small(problem):
-            known = [*wanted, *(dict(candidate.items) for candidate in whole)]
-            sets = [list(algorithm.parameters(part, backend)) for part in cut]
-            wanted += [dict(p) for p in (sets[0] if sets else []) if p not in known and all(p in s for s in sets)]
+    if not problem.addressable:
+        return False
+    return memory_bytes == math.inf or (whole.cost(problem, backend).workspace_bytes or problem.bytes) <= memory_bytes
+
+
+def _of_chunks_alone(
+    problem: Problem, backend: str, algorithm: Algorithm, whole: Sequence[Candidate]
+) -> list[dict[str, str | int]]:
+    """The parameters that small chunks have, and the whole has not."""
+    known = [dict(candidate.items) for candidate in whole]
+    found: list[dict[str, str | int]] = []
+    for first, *others in _small(problem):
+        new = [dict(p) for p in algorithm.parameters(first, backend) if p not in known and p not in found]
+        for part in others if new else ():
+            offered = list(algorithm.parameters(part, backend))
+            new = [p for p in new if p in offered]
+        found += new
+    return found
+
+
+def _in_chunks(
+    problem: Problem, backend: str, algorithm: Algorithm, wanted: Sequence[Parameters], memory_bytes: float
+) -> Iterator[Candidate]:
+    """For each set of parameters the largest chunks that fit; none where none do."""
+
+    @functools.cache  # the sets of parameters are tried on much the same chunks
+    def offered(part: Problem) -> list[Parameters]:
+        return list(algorithm.parameters(part, backend))
+
     for parameters in wanted:
+        alone = _candidate(algorithm, parameters)
 
-        def applies(part: Problem, own: Mapping[str, str | int] = parameters) -> bool:
-            return own in algorithm.parameters(part, backend)
+        def applies(part: Problem, own: Parameters = parameters) -> bool:
+            return own in offered(part)
 
-        def fits(part: Problem, own: Mapping[str, str | int] = parameters) -> bool:
-            if not part.addressable or own not in algorithm.parameters(part, backend):
+        def fits(part: Problem, own: Parameters = parameters, of_part: Candidate = alone) -> bool:
+            if not part.addressable or own not in offered(part):
                 return False
-            return SLACK * chunk_bytes(part, algorithm.cost(part, backend, **own)) <= memory_bytes
+            return SLACK * chunk_bytes(part, of_part.cost(part, backend)) <= memory_bytes
 
         found = largest(problem, fits, applies)
         if found is not None:
@@ -134,17 +152,21 @@ def _in_chunks(
 
 def _may_pass_index(problem: Problem) -> bool:
     """Whether some algorithm's array may have more than 2^31-1 elements; none has more than all taps' inputs."""
-    taps = math.prod(problem.weight_shape[1:4])
-    pads = math.prod(map(sum, zip(problem.input_shape[1:4], problem.padding_low, problem.padding_high, strict=True)))
-    padded = problem.input_shape[0] * pads * problem.input_shape[4] * math.prod(problem.input_dilation)
-    return taps * max(padded, math.prod(problem.output_shape), math.prod(problem.weight_shape)) > MAX_ELEMENTS
+    batch, depth, height, width, channels = problem.input_shape
+    low, high = problem.padding_low, problem.padding_high
+    padded = batch * (depth + low[0] + high[0]) * (height + low[1] + high[1]) * (width + low[2] + high[2]) * channels
+    padded *= math.prod(problem.input_dilation)
+    most = max(padded, math.prod(problem.output_shape), math.prod(problem.weight_shape))
+    return most * math.prod(problem.weight_shape[1:4]) > MAX_ELEMENTS
 
 
-def _small(problem: Problem) -> list[list[Problem]]:
+@functools.lru_cache(maxsize=16)  # every algorithm is asked about those of one problem
+def _small(problem: Problem) -> tuple[list[Problem], ...]:
     """The different chunks of one frame and of a few of one clip, or of one row where a frame has too many elements."""
-    cuts = [parts(problem, frames, clips=1) for frames in (1, FEWEST)]
+    clips = None if problem.input_shape[0] == 1 else 1  # as `largest` asks for them, so that they are made once
+    cuts = [parts(problem, frames, clips=clips) for frames in (1, FEWEST)]
     addressable = [cut for cut in cuts if all(part.addressable for part in cut)]
-    return addressable or [parts(problem, 1, 1, 1)]
+    return tuple(cut for cut in addressable or [parts(problem, 1, 1, 1)] if cut)
 
 
 def _find_in_chunks(name: str, problem: Problem, backend: str, among: Sequence[Algorithm]) -> Candidate | None:

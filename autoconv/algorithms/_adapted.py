@@ -27,6 +27,17 @@ def with_channels(problem: Problem, step: int) -> Problem:
     )
 
 
+def channels_fit(problem: Problem, step: int) -> bool:
+    """Whether `with_channels` has few enough elements; groups must be 1."""
+    channels, outputs = rounded(problem.input_shape[4], step), rounded(problem.weight_shape[0], step)
+    most = max(
+        math.prod(problem.input_shape[:4]) * channels,
+        math.prod(problem.weight_shape[1:4]) * channels * outputs,
+        math.prod(problem.output_shape[:4]) * outputs,
+    )
+    return most <= MAX_ELEMENTS
+
+
 def in_steps(build: Build, problem: Problem, step: int) -> InTwoSteps:
     """The convolution of `with_channels`, its input and weight filled up with zeros, its output cut."""
     wide = with_channels(problem, step)
@@ -49,19 +60,22 @@ def in_steps(build: Build, problem: Problem, step: int) -> InTwoSteps:
 
 def cost_in_steps(cost: Cost, problem: Problem, step: int) -> Cost:
     """What `in_steps` costs where the wide convolution costs `cost`."""
-    wide = with_channels(problem, step)
-    widened = wide.input_bytes if wide.input_shape != problem.input_shape else 0
-    cut = wide.output_bytes if wide.weight_shape[0] != problem.weight_shape[0] else 0
-    moved = cost.bytes + 2 * widened + 2 * cut + 2 * wide.weight_bytes
-    return Cost(cost.flops, moved, cost.workspace_bytes + widened + wide.weight_bytes + cut)
+    channels, outputs = problem.input_shape[4], problem.weight_shape[0]
+    wide_in, wide_out = rounded(channels, step), rounded(outputs, step)
+    widened = problem.input_bytes // channels * wide_in if wide_in != channels else 0
+    cut = problem.output_bytes // outputs * wide_out if wide_out != outputs else 0
+    weight = problem.weight_bytes // (channels * outputs) * wide_in * wide_out
+    moved = cost.bytes + 2 * widened + 2 * cut + 2 * weight
+    return Cost(cost.flops, moved, cost.workspace_bytes + widened + weight + cut)
 
 
 def can_be_one_clip(problem: Problem) -> bool:
     """Whether `as_one_clip` applies: several clips, no input dilation in depth, and few enough elements."""
     if problem.input_shape[0] < 2 or problem.input_dilation[0] != 1:
         return False
-    clip = one_clip(problem)
-    return max(math.prod(clip.input_shape), math.prod(clip.output_shape)) <= MAX_ELEMENTS
+    frames, outputs = _frames(problem), problem.input_shape[0] * _period(problem) // problem.stride[0]
+    most = max(frames * math.prod(problem.input_shape[2:]), outputs * math.prod(problem.output_shape[2:]))
+    return most <= MAX_ELEMENTS
 
 
 def _period(problem: Problem) -> int:
@@ -70,13 +84,16 @@ def _period(problem: Problem) -> int:
     return rounded(frames, problem.stride[0])
 
 
+def _frames(problem: Problem) -> int:
+    """Those of all clips, and more for the last outputs to see."""
+    return problem.input_shape[0] * _period(problem) + (problem.weight_shape[1] - 1) * problem.dilation[0]
+
+
 def one_clip(problem: Problem) -> Problem:
     """All clips as one, each with its padding, one after another; and frames for the last outputs to see."""
-    reach = (problem.weight_shape[1] - 1) * problem.dilation[0]
-    frames = problem.input_shape[0] * _period(problem) + reach
     return replace(
         problem,
-        input_shape=(1, frames, *problem.input_shape[2:]),
+        input_shape=(1, _frames(problem), *problem.input_shape[2:]),
         padding_low=(0, *problem.padding_low[1:]),
         padding_high=(0, *problem.padding_high[1:]),
     )
@@ -100,8 +117,8 @@ def as_one_clip(build: Build, problem: Problem) -> InTwoSteps:
     return InTwoSteps(run.derive, apply)
 
 
-def cost_as_one_clip(cost: Cost, problem: Problem) -> Cost:
-    """What `as_one_clip` costs where the one clip costs `cost`."""
+def cost_as_one_clip(cost: Callable[[Problem], Cost], problem: Problem) -> Cost:
+    """What `as_one_clip` costs where the one clip costs what `cost` says."""
     clip = one_clip(problem)
-    copies = 2 * clip.input_bytes
-    return Cost(cost.flops, cost.bytes + 2 * copies, cost.workspace_bytes + copies + clip.output_bytes)
+    found, copies = cost(clip), 2 * clip.input_bytes
+    return Cost(found.flops, found.bytes + 2 * copies, found.workspace_bytes + copies + clip.output_bytes)

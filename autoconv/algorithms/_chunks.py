@@ -16,8 +16,12 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from autoconv.problem import Problem
+
+Form: TypeAlias = tuple[int, int, int]
+"""Elements that neighbouring outputs see along an axis, and padding before and after them."""
 
 PARAMETERS = ("clips", "frames", "rows")
 """Parameters that are this module's, whatever the algorithm: the most clips of the batch, output frames and rows of a
@@ -52,8 +56,8 @@ class Span:
     high: int
 
     @property
-    def form(self) -> tuple[int, int, int]:
-        """What the work depends on: elements and padding."""
+    def form(self) -> Form:
+        """What the work depends on."""
         return self.end - self.first, self.low, self.high
 
 
@@ -87,6 +91,17 @@ def _even(total: int, size: int) -> Iterator[tuple[int, int]]:
     """So many things in as few parts as are of at most `size`, which differ by one at most."""
     count = math.ceil(total / size)
     return itertools.pairwise(index * total // count for index in range(count + 1)) if count else iter(())
+
+
+def _ceil(value: int, by: int) -> int:
+    """`value` divided by `by`, rounded up."""
+    return -(-value // by)
+
+
+def _lengths(total: int, parts: int) -> list[tuple[int, int]]:
+    """The lengths of so many parts of so many things that differ by one at most, and how many there are of each."""
+    least, longer = divmod(total, parts) if parts else (0, 0)
+    return [(length, times) for length, times in ((least, parts - longer), (least + 1, longer)) if times]
 
 
 def _whole(problem: Problem, axis: int) -> Span:
@@ -125,44 +140,54 @@ def _span(problem: Problem, axis: int, start: int, stop: int) -> Span | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def forms(problem: Problem, axis: int, size: int | None) -> tuple[tuple[Span, int], ...]:
-    """One span of each form that an axis's spans have, and how many there are of it.
+def forms(problem: Problem, axis: int, size: int | None) -> tuple[tuple[Form, int], ...]:
+    """The forms that an axis's spans have, and how many spans there are of each.
 
-    Of spans that see no padding only the first of each length, and place relative to the elements, is looked at.
+    Of spans that see no padding only the first of each length, and place relative to the elements, is looked at; and
+    without an input dilation they are not even walked through, since their lengths follow from how many there are.
     """
     if size is None:
-        return ((_whole(problem, axis), 1),)
-    stride, spread, low = problem.stride[axis], problem.input_dilation[axis], problem.padding_low[axis]
-    last = (problem.input_shape[1 + axis] - 1) * spread + low - _reach(problem, axis)
-    alike: Counter[tuple[int, int]] = Counter()
-    examples: dict[tuple[int, int], int] = {}
-    found: dict[tuple[int, int, int], tuple[Span, int]] = {}
+        return ((_whole(problem, axis).form, 1),)
+    outputs, low, reach = problem.output_shape[1 + axis], problem.padding_low[axis], _reach(problem, axis)
+    stride, spread = problem.stride[axis], problem.input_dilation[axis]
+    last = (problem.input_shape[1 + axis] - 1) * spread + low - reach
+    count = math.ceil(outputs / size)
+    # Span `i` is of outputs `i * outputs // count` to before `(i + 1) * outputs // count`. Those that see no padding
+    # begin at output `low / stride` or after it, and end with output `last / stride` or before it.
+    first = min(count, _ceil(_ceil(low, stride) * count, outputs))
+    end = max(first, min(count, _ceil((last // stride + 2) * count, outputs) - 1))
+    found: Counter[Form] = Counter()
 
     def add(start: int, stop: int, times: int) -> None:
         span = _span(problem, axis, start, stop)
         if span is not None:
-            known, count = found.get(span.form, (span, 0))
-            found[span.form] = known, count + times
+            found[span.form] += times
 
-    for start, stop in _even(problem.output_shape[1 + axis], size):
-        if start * stride >= low and (stop - 1) * stride <= last:
-            kind = stop - start, (start * stride - low) % spread
-            alike[kind] += 1
-            examples.setdefault(kind, start)
-        else:
-            add(start, stop, 1)
+    for index in itertools.chain(range(first), range(end, count)):
+        add(index * outputs // count, (index + 1) * outputs // count, 1)
+    if spread == 1:
+        for length, times in _lengths(end * outputs // count - first * outputs // count, end - first):
+            found[(length - 1) * stride + reach + 1, 0, 0] += times
+        return tuple(found.items())
+    alike: Counter[tuple[int, int]] = Counter()
+    examples: dict[tuple[int, int], int] = {}
+    for index in range(first, end):
+        start, stop = index * outputs // count, (index + 1) * outputs // count
+        kind = stop - start, (start * stride - low) % spread
+        alike[kind] += 1
+        examples.setdefault(kind, start)
     for kind, start in examples.items():
         add(start, start + kind[0], alike[kind])
-    return tuple(found.values())
+    return tuple(found.items())
 
 
-def _part(problem: Problem, batch: int, depth: Span, height: Span) -> Problem:
+def _part(problem: Problem, batch: int, depth: Form, height: Form) -> Problem:
     _, _, _, width, channels = problem.input_shape
     return replace(
         problem,
-        input_shape=(batch, depth.end - depth.first, height.end - height.first, width, channels),
-        padding_low=(depth.low, height.low, problem.padding_low[2]),
-        padding_high=(depth.high, height.high, problem.padding_high[2]),
+        input_shape=(batch, depth[0], height[0], width, channels),
+        padding_low=(depth[1], height[1], problem.padding_low[2]),
+        padding_high=(depth[2], height[2], problem.padding_high[2]),
     )
 
 
@@ -172,13 +197,12 @@ def counted(
 ) -> tuple[tuple[Problem, int], ...]:
     """The different problems that a problem's chunks are, and how many there are of each."""
     batch = problem.input_shape[0]
-    batches = Counter(stop - start for start, stop in _even(batch, clips)) if clips else {batch: 1}
-    found: Counter[Problem] = Counter()
-    for (n, a), (d, b), (h, c) in itertools.product(
-        batches.items(), forms(problem, 0, frames), forms(problem, 1, rows)
-    ):
-        found[_part(problem, n, d, h)] += a * b * c
-    return tuple(found.items())
+    batches = _lengths(batch, math.ceil(batch / clips)) if clips else [(batch, 1)]
+    # Parts of different lengths or forms are different problems.
+    return tuple(
+        (_part(problem, n, d, h), a * b * c)
+        for (n, a), (d, b), (h, c) in itertools.product(batches, forms(problem, 0, frames), forms(problem, 1, rows))
+    )
 
 
 def parts(
@@ -207,7 +231,7 @@ def pieces(
         kind = n[1] - n[0], d.form, h.form
         part = known.get(kind)
         if part is None:
-            part = known[kind] = _part(problem, n[1] - n[0], d, h)
+            part = known[kind] = _part(problem, n[1] - n[0], d.form, h.form)
         whole = slice(*n) if clips else slice(None)
         taken = (whole, slice(d.first, d.end), slice(h.first, h.end))
         found.append(Piece(part, taken, (whole, slice(d.start, d.stop), slice(h.start, h.stop))))
@@ -257,8 +281,12 @@ def _largest_of_frames(
 
 def _largest(outputs: int, least: int, most: int, fits: Callable[[int], bool]) -> int | None:
     """The largest size that fits, of those that cut an axis in two to `most`; a smaller one is taken to fit as well."""
-    counts = range(2, min(outputs, most) + 1)
-    sizes = sorted({size for count in counts if (size := math.ceil(outputs / count)) >= least})
+    sizes: list[int] = []
+    count, most = 2, min(outputs, most)
+    while count <= most and (size := _ceil(outputs, count)) >= least:
+        sizes.append(size)
+        count = _ceil(outputs, size - 1) if size > 1 else most + 1  # the next that cuts it smaller
+    sizes.reverse()
     fitting, too_large = -1, len(sizes)
     while too_large - fitting > 1:
         middle = (fitting + too_large) // 2

@@ -9,6 +9,7 @@ input dilation), and in each phase a tap is a slice of the input with a start, a
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -69,7 +70,7 @@ class Phase:
     frame_step: int
     taps: tuple[Tap, ...]
 
-    @property
+    @functools.cached_property
     def segments(self) -> tuple[Segment, ...]:
         """The phase's outputs cut where the taps change, in order."""
         cuts = sorted({0, self.outputs, *(t.start for t in self.taps), *(t.stop for t in self.taps)})
@@ -78,16 +79,43 @@ class Phase:
             for a, b in itertools.pairwise(cuts)
         )
 
-    @property
+    @functools.cached_property
     def partial(self) -> bool:
         """Whether some tap sees padding for some output."""
         return any(tap.start > 0 or tap.stop < self.outputs for tap in self.taps)
 
+    @functools.cached_property
+    def seen(self) -> int:
+        """Frames that the taps see, each counted once for each of them."""
+        return sum(tap.stop - tap.start for tap in self.taps)
+
+    @functools.cached_property
+    def stacks(self) -> tuple[tuple[int, int], ...]:
+        """(outputs, taps) of each segment that sees frames."""
+        return tuple((s.stop - s.start, len(s.taps)) for s in self.segments if s.taps)
+
 
 def phases(problem: Problem) -> tuple[Phase, ...]:
     """The phases of a problem's output frames: output `phase + i * step` is the phase's `i`-th."""
-    frames, depth, outputs = problem.input_shape[1], problem.weight_shape[1], problem.output_shape[1]
-    stride, spread = problem.stride[0], problem.input_dilation[0]
+    return _phases(
+        problem.input_shape[1],
+        problem.weight_shape[1],
+        problem.output_shape[1],
+        problem.stride[0],
+        problem.input_dilation[0],
+        problem.padding_low[0],
+        problem.dilation[0],
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _phases(
+    frames: int, depth: int, outputs: int, stride: int, spread: int, low: int, dilation: int
+) -> tuple[Phase, ...]:
+    """Those of a depth axis, which a problem's candidates and their costs ask for a dozen times.
+
+    They are kept by what they depend on, 0.3 us to look up: a network has many problems, but few depth axes.
+    """
     common = math.gcd(stride, spread)
     count, frame_step = spread // common, stride // common
     found = []
@@ -95,7 +123,7 @@ def phases(problem: Problem) -> tuple[Phase, ...]:
         size = len(range(phase, outputs, count))
         taps = []
         for index in range(depth):
-            position = phase * stride - problem.padding_low[0] + index * problem.dilation[0]
+            position = phase * stride - low + index * dilation
             if position % spread:
                 continue
             first = position // spread

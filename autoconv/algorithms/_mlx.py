@@ -43,7 +43,7 @@ def metal_reads_past_end(problem: Problem) -> bool:
 
 def unfolds_on_cpu(dilation: tuple[int, ...], input_dilation: tuple[int, ...], groups: int) -> bool:
     """Whether MLX's CPU backend unfolds the input for one GEMM; what it does not unfold are scalar loops."""
-    return groups == 1 and set(dilation) == {1} and set(input_dilation) == {1}
+    return groups == 1 and max(dilation) == max(input_dilation) == 1
 
 
 def unfolded_bytes(problem: Problem, first: int, images: int, channels: int, outputs: int) -> int:
@@ -60,10 +60,11 @@ def unfolded_bytes(problem: Problem, first: int, images: int, channels: int, out
     """
     if not unfolds_on_cpu(problem.dilation[first:], problem.input_dilation[first:], problem.groups):
         return 0
-    pads = zip(problem.input_shape[1:4], problem.padding_low, problem.padding_high, strict=True)
-    padded = math.prod([size + low + high for size, low, high in pads][first:])
-    positions = math.prod(problem.output_shape[1:4][first:])
-    taps = math.prod(problem.weight_shape[1:4][first:])
+    padded = 1
+    for axis in range(first, 3):
+        padded *= problem.input_shape[1 + axis] + problem.padding_low[axis] + problem.padding_high[axis]
+    positions = math.prod(problem.output_shape[1 + first : 4])
+    taps = math.prod(problem.weight_shape[1 + first : 4])
     result = positions * outputs if problem.dtype != "float32" else 0
     return 4 * images * (padded * channels + positions * taps * channels + result)
 

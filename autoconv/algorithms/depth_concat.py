@@ -37,11 +37,11 @@ from autoconv.algorithms._mlx import channel_steps, rounded, workspace_2d
 from autoconv.problem import MAX_ELEMENTS, Problem
 
 
-def _stacked_images(phase: Phase, edges: str) -> list[tuple[int, int]]:
+def _stacked_images(phase: Phase, edges: str) -> Sequence[tuple[int, int]]:
     """(outputs, taps) of each 2D convolution of a phase."""
     if edges == "pad":
         return [(phase.outputs, len(phase.taps))] if phase.taps else []
-    return [(s.stop - s.start, len(s.taps)) for s in phase.segments if s.taps]
+    return phase.stacks
 
 
 def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
@@ -52,21 +52,26 @@ def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
     one_group = problem.groups == 1
     steps = channel_steps(taps * problem.input_shape[4], problem.weight_shape[0], backend) if one_group else []
     choices = ["split", "pad"] if any(phase.partial for phase in plan) else ["split"]
-    found: list[Parameters] = [{"edges": edges} for edges in choices if fits(problem, edges)]
-    return found + [{"edges": e, "channels": s} for e in choices for s in steps if fits(problem, e, s)]
+    offers = [(edges, 1) for edges in choices] + [(edges, step) for edges in choices for step in steps]
+    # Where the largest fits all do, and almost always it does.
+    if not fits(problem, choices[-1], max((1, *steps))):
+        offers = [(edges, step) for edges, step in offers if fits(problem, edges, step)]
+    return [{"edges": edges, "channels": step} if step > 1 else {"edges": edges} for edges, step in offers]
 
 
 def fits(problem: Problem, edges: str, step: int = 1) -> bool:
     """Whether no stack, and no result with channels in steps, has more elements than can be addressed."""
     plan = phases(problem)
-    images = [piece for phase in plan for piece in _stacked_images(phase, edges)]
-    frame_in = problem.input_shape[0] * math.prod(problem.input_shape[2:4])
-    frame_out = problem.output_shape[0] * math.prod(problem.output_shape[2:4])
-    channels, outputs = problem.input_shape[4], rounded(problem.weight_shape[0], step)
-    stacks = [count * frame_in * rounded(taps * channels, step) for count, taps in images]
-    padded = problem.input_shape[1] + sum(_padding(plan, problem.input_shape[1])) if edges == "pad" else 0
-    results = problem.output_shape[1] * frame_out * outputs
-    return max(padded * frame_in * channels, results, *stacks) <= MAX_ELEMENTS
+    batch, frames, height, width, channels = problem.input_shape
+    position = batch * height * width
+    stacks = [
+        count * position * rounded(taps * channels, step)
+        for phase in plan
+        for count, taps in _stacked_images(phase, edges)
+    ]
+    padded = frames + sum(_padding(plan, frames)) if edges == "pad" else 0
+    results = math.prod(problem.output_shape[:4]) * rounded(problem.weight_shape[0], step)
+    return max(padded * position * channels, results, *stacks) <= MAX_ELEMENTS
 
 
 def _padding(plan: Sequence[Phase], frames: int) -> tuple[int, int]:
@@ -187,28 +192,21 @@ def cost_concatenated(
     problem: Problem, workspace: Callable[[int, int], int], *, edges: str = "split", step: int = 1
 ) -> Cost:
     """What `concatenated` costs, where `workspace` gives the bytes of one convolution from its images and channels."""
-    batch, _, height, width, channels = problem.input_shape
+    batch, frames, height, width, channels = problem.input_shape
     outputs = rounded(problem.weight_shape[0], step)
     position = batch * height * width * problem.item_bytes
+    taps_2d, products = math.prod(problem.weight_shape[2:4]), 2 * batch * math.prod(problem.output_shape[2:4]) * outputs
     flops = stacked = scratch = kernels = 0
     plan = phases(problem)
     pieces = [piece for phase in plan for piece in _stacked_images(phase, edges)]
     for count, taps in pieces:
         stack = rounded(taps * channels, step)
-        flops += (
-            2
-            * batch
-            * count
-            * math.prod(problem.output_shape[2:4])
-            * outputs
-            * (math.prod(problem.weight_shape[2:4]) * stack // problem.groups)
-        )
+        flops += products * count * (taps_2d * stack // problem.groups)
         stacked += count * stack * position
-        kernels += outputs * math.prod(problem.weight_shape[2:4]) * stack // problem.groups * problem.item_bytes
+        kernels += outputs * taps_2d * stack // problem.groups * problem.item_bytes
         # Evaluation runs ahead, so that all pieces' scratch is alive together.
         scratch += workspace(batch * count, stack)
-    padded = (problem.input_shape[1] + sum(_padding(plan, problem.input_shape[1]))) * position * channels
-    padded = padded if edges == "pad" else 0
+    padded = (frames + sum(_padding(plan, frames))) * position * channels if edges == "pad" else 0
     result = problem.output_bytes // problem.weight_shape[0] * outputs
     joined = result if len(pieces) > 1 else 0
     cut = result if outputs != problem.weight_shape[0] else 0

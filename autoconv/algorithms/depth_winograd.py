@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from autoconv._backend import mx
@@ -29,6 +29,7 @@ from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, InTwoSt
 from autoconv.algorithms._calls import Calls
 from autoconv.algorithms._depth import (
     Segment,
+    Tap,
     flat_call,
     flat_convolution,
     flipped,
@@ -72,19 +73,22 @@ class Piece:
 
 def pieces(problem: Problem, tile: int) -> tuple[Piece, ...]:
     """The output frames in order, cut into tiles, tails and what sees padding."""
+    return tuple(Piece(Segment(start, stop, taps), size) for start, stop, taps, size in _cuts(problem, tile))
+
+
+def _cuts(problem: Problem, tile: int) -> Iterator[tuple[int, int, tuple[Tap, ...], int]]:
+    """(first output, one past the last, taps, tile) of each piece: all that counting needs, at a sixth of the time."""
     (phase,) = phases(problem)
-    found = []
     for segment in phase.segments:
-        if len(segment.taps) < problem.weight_shape[1]:
-            found.append(Piece(segment, 1))
+        start, stop, taps = segment.start, segment.stop, segment.taps
+        if len(taps) < problem.weight_shape[1]:
+            yield start, stop, taps, 1
             continue
-        outputs = segment.stop - segment.start
-        middle = segment.start + outputs // tile * tile
-        if middle > segment.start:
-            found.append(Piece(Segment(segment.start, middle, segment.taps), tile))
-        if middle < segment.stop:
-            found.append(Piece(Segment(middle, segment.stop, segment.taps), segment.stop - middle))
-    return tuple(found)
+        middle = stop - (stop - start) % tile
+        if middle > start:
+            yield start, middle, taps, tile
+        if middle < stop:
+            yield middle, stop, taps, stop - middle
 
 
 @functools.cache
@@ -137,12 +141,14 @@ def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
     if problem.stride[0] != 1 or problem.dilation[0] != 1 or problem.input_dilation[0] != 1:
         return ()
     frame = problem.input_shape[0] * math.prod(problem.input_shape[2:])
+    # Most neighbouring outputs that see all taps.
+    longest = max((count for phase in phases(problem) for count, seen in phase.stacks if seen == taps), default=0)
 
     def applies(tile: int) -> bool:
         if tile + taps - 1 > _cook_toom.MAX_PRODUCTS:
             return False
         if backend != "cuda":
-            return any(piece.tile == tile for piece in pieces(problem, tile))
+            return longest >= tile
         # With much depth padding there may be more tiles than frames.
         return tile <= problem.output_shape[1] and _tiles(problem, tile) * frame <= MAX_ELEMENTS
 
@@ -285,31 +291,31 @@ def _cost(problem: Problem, backend: str, tile: int) -> Cost:
     frame_in = batch * height * width * channels * problem.item_bytes
     frame_out = batch * math.prod(problem.output_shape[2:]) * problem.item_bytes
     frame_flops = 2 * batch * math.prod(problem.output_shape[2:]) * math.prod(problem.weight_shape[2:])
-    plan = pieces(problem, tile)
-    kernel_bytes = problem.weight_bytes // problem.weight_shape[1]
-    flops = moved = alive = scratch = weights = unfused = 0
-    for piece in plan:
-        if piece.tile == 1:
-            images, kept = piece.outputs * len(piece.segment.taps), 0
+    halo, wide = problem.weight_shape[1] - 1, 4 / problem.item_bytes
+    convolved = points = rows = ordered = kernels = unfused = count = 0
+    for start, stop, taps, size in _cuts(problem, tile):
+        outputs, count = stop - start, count + 1
+        if size == 1:
+            images = outputs * len(taps)
         else:
-            products = piece.tile + problem.weight_shape[1] - 1
-            images, kept = piece.tiles * products, piece.tiles * products * frame_in
-            weights += products * kernel_bytes
-        flops += images * frame_flops
-        moved += images * (frame_in + frame_out) + 2 * kept + images * frame_out + piece.outputs * frame_out
-        # The frames in rows, and the outputs in order, besides the points and the products that they come from.
-        alive += kept + images * frame_out + (2 if piece.tile > 1 else 1) * piece.outputs * frame_out
-        if piece.tile > 1:
-            alive += (piece.outputs + problem.weight_shape[1] - 1) * frame_in
+            images = outputs // size * (size + halo)
+            points += images
+            rows += outputs + halo
+            ordered += outputs
+            kernels += size + halo
+        convolved += images
         if backend == "cpu":  # without fusion, sums are arrays of their own, and of 16 bits so are the terms
-            wide = 4 / problem.item_bytes
             terms = images * max(frame_in, frame_out) * wide if problem.item_bytes == 2 else 0
-            unfused = max(unfused, int(terms + 2 * max(piece.tiles * frame_in, piece.outputs * frame_out) * wide))
-        # Evaluation runs ahead, so that all pieces' scratch is alive together.
-        scratch += workspace_2d(problem, backend, batch * images, channels)
-    joined = problem.output_bytes if len(plan) > 1 else 0
+            unfused = max(unfused, int(terms + 2 * max(outputs // size * frame_in, outputs * frame_out) * wide))
+    weights = kernels * (problem.weight_bytes // problem.weight_shape[1])
+    joined = problem.output_bytes if count > 1 else 0
+    moved = convolved * (frame_in + 2 * frame_out) + 2 * points * frame_in + problem.output_bytes
     moved += 2 * joined + problem.weight_bytes + 2 * weights
-    return Cost(flops, moved, alive + weights + scratch + joined + unfused)
+    # The frames in rows, and the outputs in order, besides the points and the products that they come from.
+    alive = (points + rows) * frame_in + (convolved + ordered) * frame_out + problem.output_bytes
+    # Evaluation runs ahead, so that all pieces' scratch is alive together.
+    scratch = workspace_2d(problem, backend, batch * convolved, channels)
+    return Cost(convolved * frame_flops, moved, alive + weights + scratch + joined + unfused)
 
 
 def _calls(problem: Problem, backend: str, tile: int) -> Calls:

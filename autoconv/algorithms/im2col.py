@@ -32,15 +32,19 @@ _AXES = {"d": 1, "h": 2, "w": 3}
 
 def _unfolded(problem: Problem, axes: str) -> tuple[int, ...]:
     """Shape of the input with those axes unfolded: `(N, OD, OH or padded H, OW, taps * C)`."""
-    taps = math.prod(problem.weight_shape[_AXES[a]] for a in axes)
-    height = problem.output_shape[2] if "h" in axes else _padded(problem)[2]
-    batch, depth, _, width, _ = problem.output_shape
+    batch, depth, height, width, _ = problem.output_shape
+    taps = problem.weight_shape[1] * problem.weight_shape[3]
+    if axes == "dhw":
+        taps *= problem.weight_shape[2]
+    else:
+        height = problem.input_shape[2] + problem.padding_low[1] + problem.padding_high[1]
     return (batch, depth, height, width, rounded(taps * problem.input_shape[4], STEP))
 
 
 def _padded(problem: Problem) -> tuple[int, ...]:
-    sizes = zip(problem.input_shape[1:4], problem.padding_low, problem.padding_high, strict=True)
-    return (problem.input_shape[0], *(size + low + high for size, low, high in sizes), problem.input_shape[4])
+    batch, depth, height, width, channels = problem.input_shape
+    low, high = problem.padding_low, problem.padding_high
+    return (batch, depth + low[0] + high[0], height + low[1] + high[1], width + low[2] + high[2], channels)
 
 
 def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
@@ -94,20 +98,24 @@ def _build(problem: Problem, axes: str) -> Convolution:
 
 
 def _cost(problem: Problem, backend: str, axes: str) -> Cost:
-    unfolded = _unfolded(problem, axes)
-    first = (*_padded(problem)[:3], problem.output_shape[3], problem.weight_shape[3] * problem.input_shape[4])
-    second = 0
-    if axes == "dhw" and problem.weight_shape[2] > 1:
-        second = first[0] * first[1] * problem.output_shape[2] * first[3] * first[4] * problem.weight_shape[2]
-    padded = math.prod(_padded(problem)) if any((*problem.padding_low, *problem.padding_high)) else 0
-    kernel = math.prod((problem.weight_shape[0], *(problem.weight_shape[2:3] if axes == "dw" else ()), unfolded[4]))
-    item = problem.item_bytes
+    outputs, _, rows, columns, _ = problem.weight_shape
+    unfolded, item = _unfolded(problem, axes), problem.item_bytes
+    batch, depth, height, _, channels = padded = _padded(problem)
+    # Of the copies, the first unfolds the width, and under a matrix product the second one the height.
+    widened = batch * depth * problem.output_shape[3] * columns * channels
+    between = height * widened
+    if axes == "dhw" and rows > 1:
+        between += problem.output_shape[2] * widened * rows
+    if padded != problem.input_shape:
+        between += math.prod(padded)
+    between *= item
+    left = rows if axes == "dw" else 1  # taps that are left to the convolution
+    kernel = outputs * left * unfolded[4] * item
     last = math.prod(unfolded) * item
-    between = [size * item for size in (padded, math.prod(first), second) if size]
-    flops = 2 * math.prod(problem.output_shape) * unfolded[4] * (problem.weight_shape[2] if axes == "dw" else 1)
+    flops = 2 * math.prod(problem.output_shape) * unfolded[4] * left
     scratch = 0 if axes == "dhw" else workspace_flat(problem, backend, unfolded)
-    moved = 2 * sum(between) + 2 * last + problem.output_bytes + 3 * kernel * item
-    return Cost(flops, moved, last + sum(between) + kernel * item + scratch)
+    moved = 2 * between + 2 * last + problem.output_bytes + 3 * kernel
+    return Cost(flops, moved, last + between + kernel + scratch)
 
 
 def _calls(problem: Problem, _backend: str, axes: str) -> Calls:

@@ -21,11 +21,11 @@ from autoconv._backend import mx
 from autoconv.algorithms._adapted import (
     as_one_clip,
     can_be_one_clip,
+    channels_fit,
     cost_as_one_clip,
     cost_in_steps,
     in_steps,
     one_clip,
-    with_channels,
 )
 from autoconv.algorithms._algorithm import Algorithm, Convolution, Cost, InTwoSteps, Parameters
 from autoconv.algorithms._calls import Call, Calls
@@ -48,13 +48,13 @@ from autoconv.problem import Problem
 def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
     if not problem.addressable:
         return ()
-    adds = any(len(segment.taps) > 1 for phase in phases(problem) for segment in phase.segments)
     found: list[Parameters] = [{"sum": "float32"}]
-    if adds and problem.item_bytes == 2 and backend != "cuda":  # there the kernel that sums is our own, in float32
-        found.append({"sum": "dtype"})
+    if problem.item_bytes == 2 and backend != "cuda":  # there the kernel that sums is our own, in float32
+        adds = any(taps > 1 for phase in phases(problem) for _, taps in phase.stacks)
+        found += [{"sum": "dtype"}] if adds else []
     if problem.groups == 1:
         steps = channel_steps(problem.input_shape[4], problem.weight_shape[0], backend)
-        found += [{"sum": "float32", "channels": s} for s in steps if with_channels(problem, s).addressable]
+        found += [{"sum": "float32", "channels": s} for s in steps if channels_fit(problem, s)]
     if problem.weight_shape[1] > 1 and can_be_one_clip(problem):
         found.append({"sum": "float32", "batch": "fold"})
     return found
@@ -125,38 +125,46 @@ def decomposed(problem: Problem, convolve: FlatConvolution, *, wide: bool) -> In
 
 def _cost(problem: Problem, backend: str, sum: str = "float32", channels: int = 1, batch: str = "") -> Cost:
     def cost(problem: Problem) -> Cost:
-        return cost_decomposed(problem, functools.partial(workspace_2d, problem, backend), wide=sum == "float32")
+        workspace = functools.partial(workspace_2d, problem, backend)
+        return cost_decomposed(problem, workspace, wide=sum == "float32", step=channels)
 
     if channels > 1:
-        return cost_in_steps(cost(with_channels(problem, channels)), problem, channels)
-    return cost_as_one_clip(cost(one_clip(problem)), problem) if batch else cost(problem)
+        return cost_in_steps(cost(problem), problem, channels)
+    return cost_as_one_clip(cost, problem) if batch else cost(problem)
 
 
-def cost_decomposed(problem: Problem, workspace: Callable[[int, int], int], *, wide: bool) -> Cost:
-    """What `decomposed` costs, where `workspace` gives the bytes of one tap from its images and channels."""
+def cost_decomposed(problem: Problem, workspace: Callable[[int, int], int], *, wide: bool, step: int = 1) -> Cost:
+    """What `decomposed` costs.
+
+    Args:
+        problem: The problem.
+        workspace: The bytes that the taps take, from their images in all and channels: evaluation runs ahead, so that
+            all taps' scratch is alive together.
+        wide: Whether what is 16 bits wide is added up in float32.
+        step: Both kinds of channels are filled up to a multiple of this; 1 under groups.
+    """
     batch, depth, height, width, channels = problem.input_shape
-    frame_out = math.prod(problem.output_shape[2:]) * problem.item_bytes
+    channels, outputs = rounded(channels, step), rounded(problem.weight_shape[0], step)
     frame_in = height * width * channels * problem.item_bytes
-    frame_flops = 2 * math.prod(problem.output_shape[2:]) * math.prod(problem.weight_shape[2:])
+    positions = math.prod(problem.output_shape[2:4])
+    frame_out = positions * outputs * problem.item_bytes
+    output_bytes = batch * problem.output_shape[1] * frame_out
+    kernel = math.prod(problem.weight_shape[2:4]) * outputs * (channels // problem.groups)
     plan = phases(problem)
-    flops = moved = results = scratch = copies = 0
-    for phase in plan:
-        for tap in phase.taps:
-            images = batch * (tap.stop - tap.start)
-            flops += images * frame_flops
-            moved += images * (frame_in + frame_out)
-            results += images * frame_out
-            # Evaluation runs ahead, so that all taps' scratch is alive together.
-            scratch += workspace(images, channels)
-            if batch > 1 and not (images == batch * depth and phase.frame_step == 1):
-                copies += images * frame_in
+    images = batch * sum(phase.seen for phase in plan)
+    results, copies = images * frame_out, 0
+    if batch > 1:
+        whole = batch * sum(depth for p in plan if p.frame_step == 1 for t in p.taps if t.stop - t.start == depth)
+        copies = (images - whole) * frame_in
     edges = len(plan) > 1 or any(len(phase.segments) > 1 for phase in plan)
     adds = any(len(phase.taps) > 1 for phase in plan)
-    moved += problem.weight_bytes + 2 * copies
-    moved += (results + problem.output_bytes) * adds + 2 * problem.output_bytes * edges
+    weight_bytes = problem.weight_shape[1] * kernel * problem.item_bytes
+    moved = images * (frame_in + frame_out) + weight_bytes + 2 * copies
+    moved += (results + output_bytes) * adds + 2 * output_bytes * edges
     # Without fusion, as on the CPU, the running sum is an array of its own, in float32.
-    running = math.prod(problem.output_shape) * (4 if wide else problem.item_bytes) * adds
-    return Cost(flops, moved, results + copies + running + scratch + problem.output_bytes * edges)
+    running = output_bytes // problem.item_bytes * (4 if wide else problem.item_bytes) * adds
+    alive = results + copies + running + workspace(images, channels) + output_bytes * edges
+    return Cost(2 * images * positions * kernel, moved, alive)
 
 
 def _calls(problem: Problem, _backend: str, channels: int = 1, batch: str = "", **_sum: str) -> Calls:

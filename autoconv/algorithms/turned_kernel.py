@@ -23,10 +23,11 @@ def _parameters(problem: Problem, backend: str) -> Iterable[Parameters]:
         return ()
     if problem.flip:  # only backward-data takes an input dilation
         return ({},) if max(problem.input_dilation) == 1 else ()
-    # MLX leaves strides out of what it asks of backward-data, and padding past the kernel would be negative there.
+    if backend != "cuda" or problem.stride != (1, 1, 1):  # MLX leaves strides out of what it asks of backward-data
+        return ()
     reach = [(k - 1) * d for k, d in zip(problem.weight_shape[1:4], problem.dilation, strict=True)]
-    padded = all(p <= r for p, r in zip(problem.padding_low, reach, strict=True))
-    return ({},) if backend == "cuda" and problem.stride == (1, 1, 1) and padded else ()
+    # Padding past the kernel would be negative there.
+    return ({},) if all(p <= r for p, r in zip(problem.padding_low, reach, strict=True)) else ()
 
 
 def _build(problem: Problem) -> Convolution:
