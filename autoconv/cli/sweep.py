@@ -67,7 +67,10 @@ class _Asked:
 @click.option("--random", "count", type=click.IntRange(min=1), help="Also so many random realistic layers.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random layers.")
 @click.option(
-    "--pending", is_flag=True, help="Also the shapes that calls noted under the policy record, or for want of time."
+    "--pending",
+    is_flag=True,
+    help="Also the shapes that calls noted under the policy record, or for want of time; with --scheduler those of "
+    "this machine alone.",
 )
 @click.option(
     "--max-gflop",
