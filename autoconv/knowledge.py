@@ -78,7 +78,7 @@ class Knowledge:
         for name in {r.candidate for r in records} - names:
             if find(name, problem, question.where.backend, self._algorithms) is not None:
                 names.add(name)
-        return choose(
+        found = choose(
             [r for r in records if r.candidate in names],
             Limits(question.accuracy, question.memory_bytes, noise),
             problem.dtype,
@@ -87,6 +87,11 @@ class Knowledge:
             operand_bytes=problem.bytes,
             chunked=[c.name for c in offered if c.chunks] if question.may_time else (),
         )
+        if found is None or (found.accurate and found.within_memory) or not question.may_time:
+            return found
+        # None of those that were timed passes; where not all were, one of the others may.
+        judged = {v.record.candidate for v in found.verdicts}
+        return found if judged.issuperset(c.name for c in offered) else None
 
     def own(self, records: Sequence[Record], question: Question, source: Source = Source.DATABASE) -> Decision | None:
         """The decision of the user's own records; of those that were measured here, where it may not rest on files."""
