@@ -21,6 +21,7 @@ from replay import Benches, Run, VirtualClock, nothing_is_timed, registry, repla
 from autoconv import _calls, device_lock, environment, settings
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate
+from autoconv.algorithms import algorithms as all_algorithms
 from autoconv.decision import Decision, Source
 from autoconv.dispatch import Dispatcher
 from autoconv.environment import Environment
@@ -28,6 +29,7 @@ from autoconv.errors import AutoconvWarning, StoreError
 from autoconv.model import prior
 from autoconv.model.advice import Advice, Adviser, Forecast
 from autoconv.problem import Kind, Problem
+from autoconv.report import doctor
 from autoconv.settings import Settings
 from autoconv.store import MemoryStore, Qualification, Store
 from autoconv.tuning.qualification import Qualifier, fingerprint
@@ -709,6 +711,38 @@ def test_off_is_explained_without_a_model() -> None:
     case = Case(SURE)
     assert case.dispatcher.explanation(PROBLEM, asked("off"), CPU).counsel is None
     assert case.models.looks == []
+
+
+# The doctor
+
+
+def test_the_doctor_says_which_model_applies(tmp_path: Path) -> None:
+    like = MemoryStore()
+    like.qualify(first_run(among=all_algorithms(), ceilings={"launch_us": 3.0}))
+    chosen = asked(database=tmp_path / "none.db")
+
+    def told(models: Models, shipped: Mapping[str, Store]) -> doctor.Finding:
+        return next(f for f in doctor.examine(chosen, CPU, shipped, models) if f.about == "cost model")
+
+    models = Models(Model(SURE))
+    assert told(models, {"like": like}) == doctor.Finding("cost model", "a model applies")
+    assert models.looks == [(HERE.id, {"launch_us": 3.0})]
+    assert told(Models(None, "no model: none was trained"), {}).found == "no model: none was trained"
+    broken = told(Models(KeyError("weights")), {})
+    assert "KeyError: 'weights'" in broken.found
+    assert broken.advice
+
+
+def test_the_doctor_knows_the_ceilings_of_the_users_own_database(tmp_path: Path) -> None:
+    from autoconv.store import open_store
+
+    with contextlib.closing(open_store(tmp_path / "own.db")) as store:
+        store.qualify(first_run(among=all_algorithms(), ceilings={"launch_us": 5.0}))
+    like = MemoryStore()
+    like.qualify(first_run(among=all_algorithms(), ceilings={"launch_us": 3.0}))
+    models = Models(None, "none")
+    doctor.examine(asked(database=tmp_path / "own.db"), CPU, {"like": like}, models)
+    assert models.looks == [(HERE.id, {"launch_us": 5.0})]
 
 
 # What is imported
