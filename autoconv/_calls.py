@@ -233,7 +233,8 @@ def _adapted(run: Convolution, dtype: mx.Dtype, crop: tuple[slice, ...] | None, 
 
 
 def _for_want_of_time(decided: Decision, settings: Settings) -> bool:
-    return decided.source is Source.NATIVE and settings.policy in (Policy.AUTO, Policy.MEASURE)
+    waits = decided.source is Source.NATIVE or decided.provisional
+    return waits and settings.policy in (Policy.AUTO, Policy.MEASURE)
 
 
 def _provisional(run: Convolution, key: object) -> Convolution:

@@ -108,6 +108,7 @@ class Decision:
         bound: The relative L2 error that candidates were held to; None where none were compared.
         accurate: Whether the candidate is within that bound. If none is, the most accurate one is chosen.
         within_memory: Whether it keeps to the memory limit. If none does, the one that takes the least is chosen.
+        provisional: Whether it stands only until the problem can be timed.
         verdicts: Every candidate that has a record, in their order.
     """
 
@@ -118,6 +119,7 @@ class Decision:
     bound: float | None = None
     accurate: bool = True
     within_memory: bool = True
+    provisional: bool = False
     verdicts: tuple[Verdict, ...] = ()
 
     def median_us(self, candidate: str) -> float | None:

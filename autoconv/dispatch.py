@@ -1,7 +1,7 @@
 """The dispatcher: which candidate computes a problem, here and now.
 
 It asks, in this order: what this process knows, the user's own database, those that came with the package, then by
-policy the tuner or native. What it decides it remembers, so that a shape costs this once.
+policy the cost model, the tuner or native. What it decides it remembers, so that a shape costs this once.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from dataclasses import replace
 from autoconv import _calls, device_lock, environment
 from autoconv import decision as decisions
 from autoconv._backend import mx
-from autoconv.algorithms import Algorithm, Candidate, algorithms, candidates, find
+from autoconv.algorithms import Algorithm, Candidate, algorithms, find
+from autoconv.counsellor import Counsellor
 from autoconv.decision import Decision, Source
 from autoconv.environment import Environment
 from autoconv.errors import AccuracyError, ReadOnlyError, TuningError
+from autoconv.grounds import Grounds, memory_bytes
 from autoconv.knowledge import Knowledge, Question, Shipped
 from autoconv.measurer import Benches, Measurer
+from autoconv.model.advisers import Advisers, adviser_for
+from autoconv.model.counsel import Counsel
 from autoconv.open_stores import Opener, OpenStores, open_file
-from autoconv.problem import Kind, Problem
+from autoconv.problem import Problem
 from autoconv.report.explanation import Explanation
 from autoconv.settings import Policy, Settings
 from autoconv.stall import TOLD_S, StallClock
@@ -32,14 +36,13 @@ from autoconv.store.shipped import open_shipped
 from autoconv.tuning.bench import Clock, DeviceBench
 from autoconv.warn import WarnOnce
 
-MEMORY_SHARE = 0.6
-"""Default memory limit, of the device's recommended working set or memory."""
-
 KIN_MARGIN = 0.15
 """What won in an environment that is kin is taken unmeasured, under `predict`, where it won by more than this."""
 
 DUEL_SHARE = 0.2
 """Of the budget, for a duel of native with what won in an environment that is kin."""
+
+NOWHERE = "it is in no database"
 
 PAST_INDEX = "an array of it has more than 2^31-1 elements, and there is no doing it in parts; not timed"
 
@@ -60,6 +63,7 @@ class Dispatcher:
         born: When the process began, by that clock. Default: now.
         isolated: Whether this process may end without harm to anyone, as a sweep's child may. Default: no.
         shipped: Opens the databases that came with the package. Default: those that did.
+        advisers: Finds the cost model of an environment. Default: those of the user and of the package.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Dispatcher:
         born: float | None = None,
         isolated: bool = False,
         shipped: Shipped = open_shipped,
+        advisers: Advisers = adviser_for,
     ) -> None:
         self._algorithms = tuple(algorithms() if registry is None else registry)
         self._clock = clock
@@ -79,9 +84,10 @@ class Dispatcher:
         self._counts: Counter[Source] = Counter()
         self._warn = WarnOnce()
         self._stores = OpenStores(stores, self._warn)
-        self._isolated = isolated
         self._knowledge = Knowledge(self._algorithms, shipped, self._warn)
         self._measurer = Measurer(self._algorithms, bench=bench, clock=clock, warn=self._warn, isolated=isolated)
+        self._grounds = Grounds(self._algorithms, self._measurer, isolated=isolated)
+        self._counsellor = Counsellor(advisers, self._knowledge, self._measurer, self._warn)
         self._lock = threading.RLock()
         self._timing = threading.RLock()
 
@@ -93,39 +99,47 @@ class Dispatcher:
         with self._lock:
             self._counts[found.source] += 1
         if not found.within_memory:
-            limit = self._memory_bytes(settings, environment.of(device))
+            limit = memory_bytes(settings, environment.of(device))
             self._warn(f"memory {limit} {problem.key}", f"{problem}: {found.reason}")
         if not found.accurate:
             self._warn(f"accuracy {problem.key}", f"{problem}: {found.reason}")
             if found.candidate == decisions.NATIVE and problem.groups > 1:  # nothing ran, and MLX has none of these
-                return self._without_measurement(problem, settings, device, found.reason)
+                return self._grounds.without_measurement(problem, settings, environment.of(device), found.reason)
         return found
 
     def _decide(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
         if settings.policy is Policy.OFF:
             return decisions.native("policy is off")
-        found, why = self._known(problem, settings, device), "it is in no database"
+        where = environment.of(device)
+        found = self._known(problem, settings, where)
         if found is not None:
             return found
-        if not self._can_be_timed(problem, settings, device):
-            return self._without_measurement(problem, settings, device, PAST_INDEX)
+        if not self._grounds.can_be_timed(problem, settings, where):
+            return self._grounds.without_measurement(problem, settings, where, PAST_INDEX)
         if settings.policy is Policy.RECORD:
-            self._stores.note(settings, environment.of(device), problem)
+            self._stores.note(settings, where, problem)
             why = "noted for `autoconv sweep --pending`"
-            return self._without_measurement(problem, settings, device, why)
-        kin = self._of_kin(problem, settings, device)
-        if kin is not None and settings.policy is Policy.AUTO and kin.candidate == decisions.NATIVE:
-            self._stores.note(settings, environment.of(device), problem)
-            return kin
-        if settings.policy is Policy.PREDICT and kin is not None and (kin.margin or 0.0) > KIN_MARGIN:
-            return kin
-        if settings.policy in {Policy.AUTO, Policy.MEASURE}:
-            try:
-                return self._time_in_call(problem, settings, device, kin)
-            except TuningError as error:
-                why = str(error)
-                self._stores.note(settings, environment.of(device), problem)
-        return self._without_measurement(problem, settings, device, why)
+            return self._grounds.without_measurement(problem, settings, where, why)
+        kin = self._of_kin(problem, settings, where)
+        if settings.policy is Policy.PREDICT:
+            if kin is not None and (kin.margin or 0.0) > KIN_MARGIN:
+                return kin
+            counsel = self._counsel(problem, settings, where)
+            return self._grounds.without_measurement(problem, settings, where, NOWHERE, counsel)
+        if settings.policy is Policy.AUTO:
+            if kin is not None and kin.candidate == decisions.NATIVE:
+                self._stores.note(settings, where, problem)
+                return kin
+            taken = self._counsel(problem, settings, where).taken() if kin is None else None
+            if taken is not None:
+                return taken
+        try:
+            return self._time_in_call(problem, settings, device, kin)
+        except TuningError as error:
+            why = str(error)
+        self._stores.note(settings, where, problem)
+        asked = self._counsel(problem, settings, where) if settings.policy is Policy.AUTO else None
+        return self._grounds.without_measurement(problem, settings, where, why, asked)
 
     def look_up(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
         """The decision that the user's own database makes under these settings, None where it does not tell."""
@@ -141,14 +155,18 @@ class Dispatcher:
             found = self._knowledge.own([*records, *unkept], question, Source.MEASURED) if unkept else None
         return found
 
-    def _known(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
-        """The decision of the user's own database, or of one that came with the package. Never times."""
-        found = self.look_up(problem, settings, device)
-        return found or self._knowledge.shipped(self._question(problem, settings, environment.of(device)))
+    def _known(
+        self, problem: Problem, settings: Settings, where: Environment, *, begun: bool = True
+    ) -> Decision | None:
+        """The decision of the user's own database, if begun, or of one that came with the package. Never times."""
+        if not begun:
+            return self._knowledge.shipped(self._question(problem, settings, where, store=MemoryStore()))
+        found = self.look_up_in(where, problem, settings)
+        return found or self._knowledge.shipped(self._question(problem, settings, where))
 
-    def _of_kin(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
+    def _of_kin(self, problem: Problem, settings: Settings, where: Environment) -> Decision | None:
         """What won in an environment that is kin to this one; under `predict` only what was verified here."""
-        question = self._question(problem, settings, environment.of(device))
+        question = self._question(problem, settings, where)
         found = self._knowledge.of_kin(self.store(settings), question)
         if (
             found is not None
@@ -157,14 +175,6 @@ class Dispatcher:
         ):
             return None
         return found
-
-    def _known_untouched(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
-        """`_known`, which however begins no database."""
-        if not self._stores.is_begun(settings):
-            return self._knowledge.shipped(
-                self._question(problem, settings, environment.of(device), store=MemoryStore())
-            )
-        return self._known(problem, settings, device)
 
     def tune(self, problem: Problem, settings: Settings, device: mx.Device, *, anew: bool = True) -> Decision:
         """Time a problem now.
@@ -203,17 +213,26 @@ class Dispatcher:
     def explanation(
         self, problem: Problem, settings: Settings, device: mx.Device, found: Decision | None = None
     ) -> Explanation:
-        """A decision with all that is known about its problem; that of the database, or of its absence, by default."""
+        """A decision with all that is known about its problem, by default that which a call would make without timing.
+
+        Begins no database.
+        """
         where = environment.of(device)
+        names = tuple(c.name for c in self._grounds.candidates(problem, settings, where))
+        limit = memory_bytes(settings, where)
+        if found is None and settings.policy is Policy.OFF:
+            return Explanation(problem, where, decisions.native("policy is off"), limit, names)
+        begun = self._stores.is_begun(settings)
+        found = found or self._known(problem, settings, where, begun=begun)
+        if found is not None and {v.record.candidate for v in found.verdicts}.issuperset(names):
+            return Explanation(problem, where, found, limit, names)
+        counsel = self._counsel(problem, settings, where, None if begun else MemoryStore())
+        if settings.policy is Policy.AUTO:
+            found = found or counsel.taken()
         if found is None:
-            found = decisions.native("policy is off") if settings.policy is Policy.OFF else None
-        if found is None:
-            found = self._known_untouched(problem, settings, device) or self._without_measurement(
-                problem, settings, device, "it is in no database"
-            )
-        memory_bytes = self._memory_bytes(settings, where)
-        others = [c.name for c in self._candidates(problem, settings, where)]
-        return Explanation(problem, where, found, memory_bytes, tuple(others))
+            asked = counsel if settings.policy is Policy.PREDICT else None
+            found = self._grounds.without_measurement(problem, settings, where, NOWHERE, asked)
+        return Explanation(problem, where, found, limit, names, counsel)
 
     # Timing
 
@@ -243,17 +262,16 @@ class Dispatcher:
                 strict=False,
                 anew=False,
                 challenger=challenger,
+                advised=capped and challenger is None,
             )
             if challenger is not None:
                 self._stores.note(settings, environment.of(device), problem)
             if found.source is Source.MEASURED:
                 self._stall.tell_once("timed 1 conv3d shape", self._clock() - start, settings)
             return found
-        except TuningError:
-            if self._clock() - start > TOLD_S:
-                self._stall.tell_once("took a first look at this device", self._clock() - start, settings)
-            raise
         finally:
+            if self._clock() - start > TOLD_S:  # and nothing was timed, or it was told
+                self._stall.tell_once("took a first look at this device", self._clock() - start, settings)
             if capped:
                 self._stall.seconds += self._clock() - start
             self._timing.release()
@@ -269,13 +287,15 @@ class Dispatcher:
         strict: bool,
         anew: bool,
         challenger: str | None = None,
+        advised: bool = False,
     ) -> Decision:
         """Time a problem and keep its records; `anew` even if it is known, with `strict` a store that fails raises.
 
-        With a challenger it and native alone are timed.
+        With a challenger it and native alone are timed; where `advised`, those that the model still questions, or none
+        if it is sure. If nothing that may win is among them all are.
         """
         where = environment.of(device)
-        if not self._can_be_timed(problem, settings, device):
+        if not self._grounds.can_be_timed(problem, settings, where):
             raise TuningError(PAST_INDEX)
         store = self.store(settings, strict=strict)
         if strict and store.readonly:
@@ -295,70 +315,49 @@ class Dispatcher:
                 found = self.look_up(problem, settings, device)
                 if found is not None:
                     return found
-            records = self._measurer.measure(
-                problem,
-                settings,
-                device,
-                store,
-                memory_bytes=self._memory_bytes(settings, where),
-                limit_s=limit_s - (self._clock() - start),
-                strict=strict,
-                only=(decisions.NATIVE, challenger) if challenger else None,
-                budget_share=DUEL_SHARE if challenger else 1.0,
-            )
-            self._stores.keep(store, problem, records, strict=strict)
-        # Of all that is known by now, as the next process will; of this run alone where that cannot be read.
-        found = self.look_up(problem, settings, device) or self._knowledge.choose(
-            records, self._question(problem, settings, environment.of(device)), Source.MEASURED
-        )
-        if found is None:
-            msg = "its measurement does not tell under these settings"
-            raise TuningError(msg)
-        return replace(found, source=Source.MEASURED)
+            # The device's ceilings are known by now, and who passed its first run. A prior there is on Metal alone.
+            counsel = self._counsel(problem, settings, where) if advised or where.backend == "metal" else None
+            taken = counsel.taken() if counsel is not None and advised else None
+            if taken is not None:
+                return taken
+            offered = self._grounds.candidates(problem, settings, where)
+            turns = counsel.turns(offered, narrow=advised) if counsel is not None else (None,)
+            if challenger is not None:
+                turns = ((decisions.NATIVE, challenger), turns[-1])
+            for only, share in zip(turns, (DUEL_SHARE if challenger else 1.0, 1.0), strict=False):
+                records = self._measurer.measure(
+                    problem,
+                    settings,
+                    device,
+                    store,
+                    memory_bytes=memory_bytes(settings, where),
+                    limit_s=limit_s - (self._clock() - start),
+                    strict=strict,
+                    only=only,
+                    budget_share=share,
+                )
+                self._stores.keep(store, problem, records, strict=strict)
+                # Of all that is known by now, as the next process will; of this run alone where that cannot be read.
+                found = self.look_up(problem, settings, device) or self._knowledge.choose(
+                    records, self._question(problem, settings, where), Source.MEASURED
+                )
+                if found is not None:
+                    return replace(found, source=Source.MEASURED)
+        msg = "its measurement does not tell under these settings"
+        raise TuningError(msg)
 
     # What decisions rest on
-
-    def _candidates(self, problem: Problem, settings: Settings, where: Environment) -> tuple[Candidate, ...]:
-        return candidates(problem, where.backend, self._algorithms, self._memory_bytes(settings, where))
-
-    def _can_be_timed(self, problem: Problem, settings: Settings, device: mx.Device) -> bool:
-        """Whether there is a candidate none of whose arrays has more elements than an index reaches."""
-        if self._isolated:
-            return True
-        found = self._candidates(problem, settings, environment.of(device)) if not problem.addressable else ()
-        return problem.addressable or any(candidate.chunks for candidate in found)
 
     def _question(
         self, problem: Problem, settings: Settings, where: Environment, store: Store | None = None
     ) -> Question:
         """What databases are asked, the user's own among them by default."""
+        return self._grounds.question(problem, settings, where, self.store(settings) if store is None else store)
+
+    def _counsel(self, problem: Problem, settings: Settings, where: Environment, store: Store | None = None) -> Counsel:
+        """What a model or a prior says of a problem, beside the user's own database by default."""
         own = self.store(settings) if store is None else store
-        return Question(
-            problem,
-            where,
-            settings.accuracy,
-            self._memory_bytes(settings, where),
-            may_time=settings.policy is not Policy.PREDICT,
-            passed=self._measurer.qualification(own, where, gradients=problem.kind is not Kind.FORWARD),
-        )
-
-    def _memory_bytes(self, settings: Settings, where: Environment) -> float:
-        if settings.memory_limit is not None:
-            return settings.memory_limit
-        return MEMORY_SHARE * where.memory_bytes or math.inf
-
-    def _without_measurement(self, problem: Problem, settings: Settings, device: mx.Device, why: str) -> Decision:
-        """Native; for groups, which MLX has none of in 3D, the first candidate that can."""
-        if problem.groups == 1:
-            return decisions.native(why)
-        where = environment.of(device)
-        limit = self._memory_bytes(settings, where)
-        found = self._candidates(problem, settings, where)
-        others = [c for c in found if c.algorithm.name != decisions.NATIVE and (problem.addressable or c.chunks)]
-        if not others:
-            return decisions.native(why)
-        others.sort(key=lambda c: c.cost(problem, where.backend).workspace_bytes > limit)  # the others are in order
-        return Decision(others[0].name, Source.NATIVE, None, f"{why}; MLX has no groups in 3D")
+        return self._counsellor.of(self._question(problem, settings, where, own), settings, own)
 
     # Stores
 
@@ -370,6 +369,7 @@ class Dispatcher:
         """Close every store; the next decision opens them again."""
         self._stores.close()
         self._knowledge.close()
+        self._counsellor.close()
 
 
 def dispatcher() -> Dispatcher:

@@ -78,7 +78,7 @@ class Knowledge:
         for name in {r.candidate for r in records} - names:
             if find(name, problem, question.where.backend, self._algorithms) is not None:
                 names.add(name)
-        return choose(
+        found = choose(
             [r for r in records if r.candidate in names],
             Limits(question.accuracy, question.memory_bytes, noise),
             problem.dtype,
@@ -87,6 +87,11 @@ class Knowledge:
             operand_bytes=problem.bytes,
             chunked=[c.name for c in offered if c.chunks] if question.may_time else (),
         )
+        if found is None or (found.accurate and found.within_memory) or not question.may_time:
+            return found
+        # None of those that were timed passes; where not all were, one of the others may.
+        judged = {v.record.candidate for v in found.verdicts}
+        return found if judged.issuperset(c.name for c in offered) else None
 
     def own(self, records: Sequence[Record], question: Question, source: Source = Source.DATABASE) -> Decision | None:
         """The decision of the user's own records; of those that were measured here, where it may not rest on files."""
@@ -101,8 +106,8 @@ class Knowledge:
         for store in self._shipped().values():
             try:
                 records = store.records(where.id, question.problem)
-                asked_for = fingerprint(self._algorithms, gradients=question.problem.kind is not Kind.FORWARD)
-                known = store.qualification(where.id, asked_for) if records else None
+                gradients = question.problem.kind is not Kind.FORWARD
+                known = self._first_run(store, where, gradients=gradients) if records else None
             except StoreError as error:
                 self._warn("shipped", str(error))
                 continue
@@ -132,13 +137,38 @@ class Knowledge:
 
     def is_qualified(self, found: Decision, question: Question) -> bool:
         """Whether a candidate's algorithm passed this device's first run in the problem's dtype."""
-        return _has_passed(found, question.problem, question.passed)
+        return self.has_passed(found.candidate, question.problem, question.passed)
+
+    def has_passed(self, candidate: str, problem: Problem, passed: Qualification | None) -> bool:
+        """Whether a candidate's algorithm passed a first run in the problem's dtype; native needs none."""
+        if candidate == NATIVE:
+            return True
+        return passed is not None and (candidate.partition("(")[0], problem.dtype) in passed.passed
+
+    def qualification(self, where: Environment, own: Qualification | None, *, gradients: bool) -> Qualification | None:
+        """What is known of an environment from its first run: this device's own, else that of its like, which came with
+        the package.
+        """
+        if own is not None:
+            return own
+        for store in self._shipped().values():
+            try:
+                found = self._first_run(store, where, gradients=gradients)
+            except StoreError as error:
+                self._warn("shipped", str(error))
+                continue
+            if found is not None:
+                return found
+        return None
+
+    def _first_run(self, store: Store, where: Environment, *, gradients: bool) -> Qualification | None:
+        return store.qualification(where.id, fingerprint(self._algorithms, gradients=gradients))
 
     def _is_verified(self, found: Decision, problem: Problem, passed: Qualification | None) -> bool:
         """Whether a candidate was verified on such a device, by who measured it here or by the device's first run."""
         winner = next((v for v in found.verdicts if v.record.candidate == found.candidate), None)
         measured_here = winner is not None and "" in winner.origins
-        return measured_here or _has_passed(found, problem, passed)
+        return measured_here or self.has_passed(found.candidate, problem, passed)
 
     def _shipped(self) -> Mapping[str, Store]:
         with self._opening:
@@ -152,9 +182,3 @@ class Knowledge:
             for store in (self._opened or {}).values():
                 store.close()
             self._opened = None
-
-
-def _has_passed(found: Decision, problem: Problem, passed: Qualification | None) -> bool:
-    if found.candidate == NATIVE:
-        return True
-    return passed is not None and (found.candidate.partition("(")[0], problem.dtype) in passed.passed

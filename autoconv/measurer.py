@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from autoconv import environment
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, candidates
+from autoconv.decision import NATIVE
 from autoconv.environment import Environment
 from autoconv.errors import AutoconvError, DeviceLostError, StoreError, TuningError
 from autoconv.problem import Kind, Problem
@@ -78,7 +79,7 @@ class Measurer:
         memory_bytes: float,
         limit_s: float,
         strict: bool,
-        only: Collection[str] | None = None,
+        only: Sequence[str] | None = None,
         budget_share: float = 1.0,
     ) -> list[Record]:
         """The records of every candidate of a problem; they are not kept yet. The caller holds the device's lock.
@@ -93,7 +94,7 @@ class Measurer:
             strict: Whether a store that fails raises `StoreError`; else it costs a warning, or the measurement where
                 no note can be left. Only with it, outside users' calls, are peaks of memory measured, which resets
                 MLX's counter.
-            only: Names of the candidates to time. Default: all.
+            only: Names of the candidates to time, in that order, native first in any case. Default: all as they stand.
             budget_share: Of the settings' budget.
 
         Raises:
@@ -105,7 +106,7 @@ class Measurer:
         with self._reasons(where, strict=strict):
             found = candidates(problem, where.backend, self._algorithms, memory_bytes)
             if only is not None:
-                found = tuple(candidate for candidate in found if candidate.name in only)
+                found = _among(found, only)
             room = _room(problem, where, found, memory_bytes)
             plan = Plan(
                 accuracy=settings.accuracy,
@@ -248,6 +249,15 @@ class Measurer:
 
 def _key(where: Environment, gradients: bool) -> str:
     return f"{where.id} gradients" if gradients else where.id
+
+
+def _among(found: Sequence[Candidate], only: Sequence[str]) -> tuple[Candidate, ...]:
+    """Those of the candidates that are named, in the order of the names, but native before all: it is what the others
+    are compared with.
+    """
+    places = {name: place for place, name in enumerate(only)}
+    named = [candidate for candidate in found if candidate.name in places]
+    return tuple(sorted(named, key=lambda c: (c.name != NATIVE, places[c.name])))
 
 
 def _room(problem: Problem, where: Environment, found: Sequence[Candidate], memory_bytes: float) -> float:

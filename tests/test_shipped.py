@@ -202,6 +202,29 @@ def test_native_runs_whatever_said_so() -> None:
     assert case.decide("predict") == ("native", Source.DATABASE)
 
 
+# Some candidates of all
+
+
+def test_records_of_some_do_not_say_that_none_passes() -> None:
+    case = Case({}, {"native": 8.0, "fast": 4.0, "other": 6.0})
+    fill(case.own, HERE, {"native": 8.0, "fast": 4.0})
+    held = settings.with_changes(case.settings(), {"accuracy": 1e-8})  # all of them have errors of 1e-7
+    assert case.dispatcher.look_up(PROBLEM, case.settings(), CPU) is not None
+    assert case.dispatcher.look_up(PROBLEM, held, CPU) is None
+    with pytest.warns(UserWarning, match="the most accurate"):
+        assert case.dispatcher.decide(PROBLEM, held, CPU).source is Source.MEASURED
+    assert {r.candidate for r in case.own.records(HERE.id, PROBLEM)} == {"native", "fast", "other"}
+    assert case.dispatcher.look_up(PROBLEM, held, CPU) is not None  # now none does
+
+
+def test_where_nothing_may_be_timed_records_of_some_say_what_they_can() -> None:
+    case = Case({})
+    fill(case.own, HERE, {"native": 8.0, "fast": 4.0})
+    held = settings.with_changes(case.settings("predict"), {"accuracy": 1e-8})
+    with pytest.warns(UserWarning, match="the most accurate"):
+        assert case.dispatcher.decide(PROBLEM, held, CPU).source is Source.DATABASE
+
+
 # Kin
 
 

@@ -16,10 +16,12 @@ from autoconv._backend import mx
 from autoconv._version import __version__
 from autoconv.algorithms import algorithms, places
 from autoconv.algorithms._mlx import MAX_DECOMPOSED_DEPTH
+from autoconv.counsellor import BROKEN, describe
 from autoconv.decision import Limits, choose
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
 from autoconv.kin import are_kin, differences
+from autoconv.model.advisers import Advisers, adviser_for
 from autoconv.report.words import cell
 from autoconv.settings import Settings
 from autoconv.store import Store, default_path, open_store
@@ -45,13 +47,19 @@ class Finding:
     advice: str = ""
 
 
-def examine(chosen: Settings, device: mx.Device, shipped: Mapping[str, Store] | None = None) -> list[Finding]:
+def examine(
+    chosen: Settings,
+    device: mx.Device,
+    shipped: Mapping[str, Store] | None = None,
+    advisers: Advisers = adviser_for,
+) -> list[Finding]:
     """Everything worth knowing about this machine and its databases; times nothing, writes nothing.
 
     Args:
         chosen: The settings.
         device: The device.
         shipped: Databases that came with the package, by name. Default: those that did.
+        advisers: Finds the cost model of an environment. Default: those of the user and of the package.
     """
     where = environment.of(device)
     if shipped is None:
@@ -60,8 +68,9 @@ def examine(chosen: Settings, device: mx.Device, shipped: Mapping[str, Store] | 
             for store in opened.values():
                 stack.callback(store.close)
             came = [*_unread(unread), *([_shipped(where, opened)] if opened or not unread else [])]
+            model = _model(chosen, where, opened, advisers)
     else:
-        came = [_shipped(where, shipped)]
+        came, model = [_shipped(where, shipped)], _model(chosen, where, shipped, advisers)
     return [
         Finding("autoconv", __version__),
         *_mlx(where),
@@ -71,6 +80,7 @@ def examine(chosen: Settings, device: mx.Device, shipped: Mapping[str, Store] | 
         Finding("settings", ", ".join(f"{k} {v}" for k, v in settings.as_dict(chosen).items())),
         *_database(chosen, where),
         *came,
+        model,
     ]
 
 
@@ -144,6 +154,31 @@ def _shipped(where: Environment, shipped: Mapping[str, Store]) -> Finding:
     if near:
         return Finding(about, f"{'; '.join(near)}: what won there is tried first here, and has to win here too")
     return Finding(about, f"none applies: {'; '.join(far)}")
+
+
+def _model(chosen: Settings, where: Environment, shipped: Mapping[str, Store], advisers: Advisers) -> Finding:
+    """Which cost model applies here, or why none does."""
+    try:
+        found, why = advisers(where, _ceilings(chosen, where, shipped), chosen)
+        return Finding("cost model", why if found is None else f"{found.name} applies")
+    except BROKEN as error:
+        return Finding("cost model", f"it cannot be used: {describe(error)}", "train another, or install autoconv anew")
+
+
+def _ceilings(chosen: Settings, where: Environment, shipped: Mapping[str, Store]) -> Mapping[str, float]:
+    """The device's, by its own first run or by that of its like; nothing where there was none."""
+    path, asked_for = chosen.database or default_path(), fingerprint(algorithms())
+    with contextlib.ExitStack() as stack:
+        stores = list(shipped.values())
+        if path.exists():
+            with contextlib.suppress(StoreError):  # which is told of as the database's
+                stores.insert(0, stack.enter_context(contextlib.closing(open_store(path, readonly=True))))
+        for store in stores:
+            with contextlib.suppress(StoreError):  # as above
+                known = store.qualification(where.id, asked_for)
+                if known is not None:
+                    return known.ceilings
+    return {}
 
 
 def _unread(unread: Mapping[str, str]) -> Iterator[Finding]:

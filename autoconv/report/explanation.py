@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from autoconv.model.counsel import Counsel
+
 from autoconv.decision import Decision
 from autoconv.environment import Environment
 from autoconv.problem import Problem
@@ -31,6 +33,8 @@ class Explanation:
         decision: What was chosen, from where, and every candidate that has a record.
         memory_bytes: Bytes that a candidate may take beyond its input, weight and output.
         candidates: Names of all candidates that apply, measured or not.
+        counsel: What a cost model, or a prior, says of those that were not measured; None where all were, or it was
+            not asked.
     """
 
     problem: Problem
@@ -38,9 +42,12 @@ class Explanation:
     decision: Decision
     memory_bytes: float
     candidates: tuple[str, ...]
+    counsel: Counsel | None = None
 
     def rows(self) -> list[tuple[str, ...]]:
-        """A row of text for each candidate, those that were never measured last; in the order of `COLUMNS`."""
+        """A row of text for each candidate, those that were never measured last, with what is expected of them; in the
+        order of `COLUMNS`.
+        """
         rows: list[tuple[str, ...]] = []
         bound = self.decision.bound
         for verdict in self.decision.verdicts:
@@ -61,7 +68,10 @@ class Explanation:
                 )
             )
         measured = {row[0] for row in rows}
-        rows += [(name, "not measured", *[""] * (len(COLUMNS) - 2)) for name in self.candidates if name not in measured]
+        for name in self.candidates:
+            if name not in measured:
+                expected = self.counsel.forecast(name) if self.counsel is not None else ""
+                rows.append((name, "not measured", *[""] * (len(COLUMNS) - 3), expected))
         return rows
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,7 +80,8 @@ class Explanation:
         `workspace_bytes` is the estimate of what is taken beyond input, weight and output; `peak_bytes` is measured,
         with them, and null where it was not; `bound` is what the error was held to. `runs` are those that the times
         come from, `outliers` those whose times were left out, and `origins` the files that these were imported from, an
-        empty text standing for own measurements.
+        empty text standing for own measurements. `advice` is what a cost model says, null where it was not asked:
+        its `forecasts` are times over native's, the fastest first, each with the scale of its error as a logarithm.
         """
         decision = self.decision
         return {
@@ -105,11 +116,14 @@ class Explanation:
                 }
                 for v in decision.verdicts
             ],
+            "advice": None if self.counsel is None else self.counsel.as_dict(),
             "not_measured": [c for c in self.candidates if c not in {v.record.candidate for v in decision.verdicts}],
         }
 
     def summary(self) -> list[str]:
-        """Lines above the table: the problem, the device, the decision, and the limits that candidates were held to."""
+        """Lines above the table: the problem, the device, the decision, the limits that candidates were held to, and
+        what a cost model says.
+        """
         decision = self.decision
         limits = f"at most {self.memory_bytes / 1e9:.2f} GB beyond input, weight and output"
         if decision.bound is not None:
@@ -119,6 +133,7 @@ class Explanation:
             f"on {self.environment}",
             f"{decision.candidate}, from {decision.source}: {decision.reason}",
             limits,
+            *(self.counsel.lines() if self.counsel is not None else ()),
         ]
 
     def table(self) -> Table:
