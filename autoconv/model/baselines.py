@@ -1,0 +1,46 @@
+"""Other ways to choose, which a model is compared with on its card."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autoconv.algorithms._mlx import metal_decomposes
+from autoconv.model.examples import STAND_IN, Example
+from autoconv.model.validation import Choice, Folds, winner
+from autoconv.sweep.order import features
+
+_BLOCK = 256
+
+
+def native(example: Example) -> Choice:
+    """MLX's own; where it does not run, as for groups, the fastest, so that only choices are compared."""
+    return Choice(example, example.native if example.native is not None else winner(example))
+
+
+def best(example: Example) -> Choice:
+    """What the samples that choose say: its regret, by those that judge, is the noise below all other figures."""
+    return Choice(example, winner(example))
+
+
+def fixed_rule(example: Example) -> Choice:
+    """MLX's rule of Metal, wherever it is: the decomposition where its guard holds, else native."""
+    names = [c.name for c in example.candidates]
+    if metal_decomposes(example.problem) and STAND_IN in names and example.usable[names.index(STAND_IN)]:
+        return Choice(example, names.index(STAND_IN))
+    return native(example)
+
+
+def neighbours(examples: list[Example], folds: Folds) -> list[Choice]:
+    """Of each example what won on the nearest problem of another fold; native where that does not run here."""
+    rows = features([e.problem for e in examples]).astype(np.float32)
+    winners = [e.candidates[winner(e)].name for e in examples]
+    found: list[Choice] = []
+    for start in range(0, len(examples), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        far = ((block**2).sum(axis=1)[:, None] + (rows**2).sum(axis=1)) - 2 * block @ rows.T
+        far[folds[start : start + _BLOCK, None] == folds] = np.inf
+        for example, near in zip(examples[start : start + _BLOCK], far.argmin(axis=1).tolist(), strict=True):
+            names = [c.name for c in example.candidates]
+            place = names.index(winners[near]) if winners[near] in names else None
+            found.append(Choice(example, place) if place is not None and example.usable[place] else native(example))
+    return found

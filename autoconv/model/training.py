@@ -1,0 +1,302 @@
+"""Training: from databases to a model with its card. Imports scikit-learn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import sklearn
+from numpy.typing import NDArray
+
+from autoconv._version import __version__
+from autoconv.algorithms import Algorithm, algorithms
+from autoconv.errors import ModelError
+from autoconv.model import baselines, fitting
+from autoconv.model import bounds as b
+from autoconv.model.advice import Advice
+from autoconv.model.card import Card, Coverage, Judgement, judge
+from autoconv.model.cost_model import CostModel, Origin, Source
+from autoconv.model.examples import Device, Example, Table, networks, read, spread, tabulate
+from autoconv.model.features import Floats
+from autoconv.model.forest import Forests, grown
+from autoconv.model.validation import (
+    Choice,
+    Folds,
+    Forecasts,
+    always,
+    automatic,
+    calibrate,
+    cross_advised,
+    held_out,
+    predicting,
+)
+from autoconv.store import Store
+
+FOLDS = 8
+"""Parts of which each is held out once."""
+
+LEAST_PROBLEMS = 150
+"""Problems below which nothing is trained."""
+
+AGREE = 1e-9
+"""How closely the arrays must predict what the estimators do."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training gives.
+
+    Attributes:
+        model: The model as it serves.
+        estimators: The fitted estimators of log ratio, doubt and risk, by name.
+    """
+
+    model: CostModel
+    estimators: Mapping[str, fitting.Grown]
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Examples of one backend, and where they come from.
+
+    Attributes:
+        backend: The backend.
+        examples: The examples, each problem on each device once.
+        sources: What is recorded of the databases.
+    """
+
+    backend: str
+    examples: tuple[Example, ...]
+    sources: tuple[Source, ...]
+
+
+def material(stores: Mapping[str, Store], backend: str, among: Sequence[Algorithm] | None = None) -> Material:
+    """What databases, by name, have to learn from; of a problem that several have on the same device the first counts.
+
+    Raises:
+        ModelError: it is too little.
+    """
+    known = tuple(algorithms() if among is None else among)
+    examples: list[Example] = []
+    sources: list[Source] = []
+    seen: set[tuple[str, str]] = set()
+    for name, store in stores.items():
+        found: dict[str, list[Example]] = defaultdict(list)
+        devices: dict[str, Device] = {}
+        for example in read(store, backend, known):
+            where = example.device.environment
+            if (where, example.problem.key) not in seen:
+                seen.add((where, example.problem.key))
+                found[where].append(example)
+                devices[where] = example.device
+        for where, those in found.items():
+            device = devices[where]
+            examples += those
+            sources.append(Source(name, digest(those), where, device.name, dict(device.ceilings), len(those)))
+    if len(examples) < LEAST_PROBLEMS:
+        msg = (
+            f"{len(examples)} convolutions are measured on {backend}, and {LEAST_PROBLEMS} are the least to learn from; "
+            "sweep more: autoconv sweep --random 300"
+        )
+        raise ModelError(msg)
+    return Material(backend, tuple(examples), tuple(sources))
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """SHA-256 of what is learned from some examples, in whatever order they come."""
+    lines = sorted(
+        json.dumps(
+            [
+                e.device.environment,
+                e.problem.key,
+                [c.name for c in e.candidates],
+                e.choosing_us,
+                e.judging_us,
+                e.usable,
+                sorted(e.device.ceilings.items()),
+            ]
+        )
+        for e in examples
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def train(found: Material, *, created: float = 0.0, tell: Tell = lambda _: None) -> Trained:
+    """A model of everything, with intervals and a card from models that saw only parts.
+
+    The same material gives the same model, bit for bit.
+
+    Args:
+        found: What to learn from.
+        created: When, in seconds since the epoch.
+        tell: Called with what is being done, for people who wait.
+
+    Raises:
+        ModelError: the arrays do not predict what scikit-learn does.
+    """
+    tell("reading features")
+    table = tabulate(found.examples, found.backend)
+    groups = networks(found.examples)
+    folds = spread(groups, FOLDS)
+    tell("holding out networks")
+    forecasts = held_out(table, folds)
+    card = _card(table, groups, folds, forecasts, tell)
+    tell("fitting")
+    rows, every = table.rows, np.ones(len(table.example), dtype=np.bool_)
+    errors = _errors(table, forecasts)
+    estimators = {
+        "log_ratio": fitting.fit_ratio(table, rows, every),
+        "doubt": fitting.fit_doubt(rows, errors, every),
+        "risk": fitting.fit_risk(table, rows, every),
+    }
+    forests = grown([estimators[name].trees() for name in ("log_ratio", "doubt", "risk")], table.problems.shape[1])
+    _compare(forests, estimators, table, rows)
+    model = CostModel(
+        origin=Origin(
+            found.backend,
+            found.sources,
+            {a.name: a.version for a in algorithms() if a.name in table.vocabulary.words},
+            {"autoconv": __version__, "numpy": np.__version__, "scikit-learn": sklearn.__version__},
+            created,
+        ),
+        vocabulary=table.vocabulary,
+        forests=forests,
+        bounds=calibrate(table, forecasts, groups, np.ones(len(table.examples), dtype=np.bool_)),
+        lowest=table.problems.min(axis=0),
+        highest=table.problems.max(axis=0),
+        dtypes=frozenset(e.problem.dtype for e in found.examples),
+        card=card,
+    )
+    return Trained(model, estimators)
+
+
+def card_of(found: Material, tell: Tell = lambda _: None) -> Card:
+    """The card that a model of this material has."""
+    table = tabulate(found.examples, found.backend)
+    groups = networks(found.examples)
+    folds = spread(groups, FOLDS)
+    return _card(table, groups, folds, held_out(table, folds), tell)
+
+
+def judged(model: CostModel, examples: Sequence[Example]) -> Mapping[str, Mapping[str, Judgement]]:
+    """Judgements of a finished model on examples that it did not learn from, by group and way."""
+    said = [model.advise(e.problem, e.candidates, e.device.ceilings) for e in examples]
+    return _groups(list(examples), _ways(list(examples), said))
+
+
+def _errors(table: Table, forecasts: Forecasts) -> Floats:
+    cut = np.clip(table.log_ratio, fitting.LEAST, fitting.MOST)
+    return np.where(fitting.known_ratio(table), forecasts.log_ratio - cut, np.nan)
+
+
+def _compare(forests: Forests, estimators: Mapping[str, fitting.Grown], table: Table, rows: Floats) -> None:
+    """Refuse arrays that do not predict what the estimators do, on some of the examples."""
+    for place in range(0, len(table.examples), max(1, len(table.examples) // 200)):
+        here = slice(table.first[place], table.first[place + 1])
+        mine = forests.predict(table.problems[place], table.candidates[here])
+        theirs = np.stack([estimators[name].predict(rows[here]) for name in ("log_ratio", "doubt", "risk")])
+        if np.abs(mine - theirs).max() > AGREE:
+            msg = f"the trees of scikit-learn {sklearn.__version__} are not what this version takes them for"
+            raise ModelError(msg)
+
+
+def _card(table: Table, groups: Sequence[str], folds: Folds, forecasts: Forecasts, tell: Tell) -> Card:
+    examples = list(table.examples)
+    said = cross_advised(table, forecasts, groups, folds)
+    judgements = {"network": _groups(examples, _ways(examples, said, folds))}
+    tell("holding out shapes")
+    shapes = [e.shape for e in examples]
+    by_shape = spread(shapes, FOLDS)
+    theirs = cross_advised(table, held_out(table, by_shape), shapes, by_shape)
+    judgements["shape"] = _groups(examples, _ways(examples, theirs, by_shape))
+    devices = [e.device.name for e in examples]
+    if len(set(devices)) > 1:
+        tell("holding out devices")
+        judgements |= _by_device(table, groups, folds, devices)
+    return Card(judgements, tuple(_coverages(table, said, groups)))
+
+
+def _by_device(
+    table: Table, groups: Sequence[str], folds: Folds, devices: Sequence[str]
+) -> dict[str, dict[str, dict[str, Judgement]]]:
+    """Each device judged by models of the others: of all their networks, and of other networks than the judged one."""
+    found: dict[str, dict[str, dict[str, Judgement]]] = {"device": {}, "device and network": {}}
+    names = np.array(devices)
+    for name in sorted(set(devices)):
+        here = names == name
+        own = np.where(here, 1, 0)
+        for split, parts in (("device", own), ("device and network", folds)):
+            forecasts = held_out(table, parts, learn=~here)
+            widths = (
+                [calibrate(table, held_out(table, folds, learn=~here), groups, ~here)] * 2
+                if split == "device"
+                else [calibrate(table, forecasts, groups, ~here & (folds != n)) for n in range(int(folds.max()) + 1)]
+            )
+            places = np.flatnonzero(here).tolist()
+            said = [b.advice(forecasts.of(table, place), widths[int(parts[place])]) for place in places]
+            examples = [table.examples[place] for place in places]
+            ways = _ways(examples, said)
+            found[split] |= {name: group for key, group in _groups(examples, ways).items() if key == "all"}
+    return found
+
+
+def _ways(examples: list[Example], said: Sequence[Advice], folds: Folds | None = None) -> dict[str, list[Choice]]:
+    pairs = list(zip(examples, said, strict=True))
+    found = {
+        "predict": [predicting(e, s) for e, s in pairs],
+        "auto": [automatic(e, s) for e, s in pairs],
+        "always": [always(e, s) for e, s in pairs],
+        "native": [baselines.native(e) for e in examples],
+        "fixed rule": [baselines.fixed_rule(e) for e in examples],
+    }
+    if folds is not None:
+        found["neighbour"] = baselines.neighbours(examples, folds)
+    return found | {"winner": [baselines.best(e) for e in examples]}
+
+
+def _groups(examples: list[Example], ways: Mapping[str, list[Choice]]) -> dict[str, dict[str, Judgement]]:
+    """Judgements of all, of those of known networks, of random ones, and by dtype and device."""
+    labels: dict[str, NDArray[np.bool_]] = {"all": np.ones(len(examples), dtype=np.bool_)}
+    inside = np.array([name != e.shape for name, e in zip(networks(examples), examples, strict=True)])
+    if inside.any() and not inside.all():
+        labels |= {"networks": inside, "other shapes": ~inside}
+    for key in (lambda e: e.problem.dtype, lambda e: e.device.name):
+        values = [key(e) for e in examples]
+        if len(set(values)) > 1:
+            labels |= {value: np.array([v == value for v in values]) for value in sorted(set(values))}
+    found: dict[str, dict[str, Judgement]] = {}
+    for label, which in labels.items():
+        judged = {way: judge([choices[i] for i in np.flatnonzero(which).tolist()]) for way, choices in ways.items()}
+        found[label] = {way: judgement for way, judgement in judged.items() if judgement is not None}
+    return found
+
+
+def _coverages(table: Table, said: Sequence[Advice], groups: Sequence[str]) -> Iterable[Coverage]:
+    """How often the intervals of held-out networks held."""
+    held: dict[str, list[tuple[str, bool]]] = {"native": [], "best": [], "question": []}
+    for example, advice, network in zip(table.examples, said, groups, strict=True):
+        taken, fastest = always(example, advice), baselines.best(example)
+        names = [c.name for c in example.candidates]
+        if fastest.place is not None:
+            held["question"].append((network, names[fastest.place] in advice.in_question))
+        if taken.place is None:
+            continue
+        if taken.against_native is not None and taken.place != example.native:
+            held["native"].append((network, 1 + taken.against_native <= advice.worst_to_native))
+        rest = [t for i, t in enumerate(example.judging_us) if i != taken.place and example.usable[i]]
+        if rest:
+            held["best"].append((network, example.judging_us[taken.place] / min(rest) <= advice.worst_to_best))
+    alphas = {"native": b.ALPHA_NATIVE, "best": b.ALPHA_BEST, "question": b.ALPHA_QUESTION}
+    for interval, pairs in held.items():
+        sizes: dict[str, int] = defaultdict(int)
+        for network, _ in pairs:
+            sizes[network] += 1
+        if pairs:
+            seen = sum(ok / sizes[network] for network, ok in pairs) / len(sizes)
+            yield Coverage(interval, 1 - alphas[interval], seen, len(pairs), len(sizes))
