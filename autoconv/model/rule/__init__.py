@@ -2,6 +2,7 @@
 
 from autoconv.model.rule.case import Case, cases_in
 from autoconv.model.rule.distil import LEAVES, Evidence, Rule, distil, figures, readable
+from autoconv.model.rule.files import Written, write
 from autoconv.model.rule.loss import Loss
 from autoconv.model.rule.python import python_source
 
@@ -11,9 +12,11 @@ __all__ = [
     "Evidence",
     "Loss",
     "Rule",
+    "Written",
     "cases_in",
     "distil",
     "figures",
     "python_source",
     "readable",
+    "write",
 ]
