@@ -13,7 +13,7 @@ from strategies import problems
 
 from autoconv.errors import RuleError
 from autoconv.model.rule import LEAVES, Case, cases_in, distil, python_source, readable
-from autoconv.model.rule.distil import FEWEST
+from autoconv.model.rule.distilled import FEWEST
 from autoconv.model.rule.features import FEATURES
 from autoconv.model.rule.tree import leaves_of, roundest
 from autoconv.problem import ITEM_BYTES, Problem

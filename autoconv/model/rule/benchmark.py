@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autoconv.model.rule.distil import Rule
+from autoconv.model.rule.distilled import Rule
 from autoconv.model.rule.tree import leaf_of, leaves_of
 from autoconv.problem import Problem
 

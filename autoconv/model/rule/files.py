@@ -10,7 +10,7 @@ from autoconv.errors import RuleError
 from autoconv.model.rule import metal
 from autoconv.model.rule.benchmark import benchmark_source
 from autoconv.model.rule.case import Case
-from autoconv.model.rule.distil import LEAVES, Rule, distil, readable
+from autoconv.model.rule.distilled import LEAVES, Rule, distil, readable
 from autoconv.model.rule.python import python_source
 
 

@@ -19,7 +19,7 @@ from autoconv.algorithms._mlx import MAX_DECOMPOSED_DEPTH, metal_decomposes, met
 from autoconv.decision import NATIVE
 from autoconv.errors import RuleError
 from autoconv.model.rule.case import JUDGING, Case
-from autoconv.model.rule.distil import LEAVES, Evidence, Rule, distil, figures, percent
+from autoconv.model.rule.distilled import LEAVES, Evidence, Rule, distil, figures, percent
 from autoconv.model.rule.features import METAL_FEATURES
 from autoconv.model.rule.loss import loss_of_choices
 from autoconv.model.rule.python import CPP, against, branches, note, plural, quiet

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from autoconv.decision import NATIVE
-from autoconv.model.rule.distil import Evidence, Rule, figures, percent
+from autoconv.model.rule.distilled import Evidence, Rule, figures, percent
 from autoconv.model.rule.loss import Loss
 from autoconv.model.rule.tree import Leaf, Node
 
