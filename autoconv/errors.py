@@ -8,6 +8,7 @@
     ├── TuningError                    a problem could not be timed now: no time, no memory, or the device is in use
     │   └── DeviceLostError            a candidate broke the device for this process; nothing more is timed in it
     ├── ModelError                     a cost model cannot be read, trained, or used with what is here
+    ├── RuleError                      a rule cannot be distilled or written; the message says what is missing
     ├── FleetError                     a fleet's scheduler cannot be reached or may not be used, or has no workers
     └── StoreError                     a database cannot be opened, read or written
         ├── SchemaError                it was written by a newer autoconv, or is no autoconv database
@@ -59,6 +60,10 @@ class DeviceLostError(TuningError):
 
 class ModelError(AutoconvError, RuntimeError):
     """A cost model cannot be read, trained or used here; the message says why."""
+
+
+class RuleError(AutoconvError, RuntimeError):
+    """A rule cannot be distilled from what was measured, or cannot be written; the message says what is missing."""
 
 
 class FleetError(AutoconvError, RuntimeError):

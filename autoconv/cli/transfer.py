@@ -10,11 +10,15 @@ from typing import Any
 import click
 
 from autoconv.cli._common import Command, database_option, json_option, progress_of, settings
+from autoconv.cli.rule import export_rule
 from autoconv.report.words import printable
 
 
-@click.command(cls=Command, epilog="Example: autoconv export m3-max.db --device 'M3 Max' --network wan21")
-@click.argument("out", type=click.Path(path_type=Path), metavar="FILE.{db,sqlite,jsonl,csv}")
+@click.command(
+    cls=Command,
+    epilog="Example: autoconv export m3-max.db --device 'M3 Max' --network wan21, or autoconv export --rule rule.py",
+)
+@click.argument("out", type=click.Path(path_type=Path), metavar="FILE.{db,sqlite,jsonl,csv,py}")
 @click.option("--device", default="", help="Only measurements on devices with this in their name, such as M3.")
 @click.option("--environment", default="", help="Only measurements of the environment whose id begins so.")
 @click.option(
@@ -25,20 +29,52 @@ from autoconv.report.words import printable
     "CSV file; may be given more than once.",
 )
 @click.option("--card", is_flag=True, help="Write FILE.md beside a database: what it holds, and what it is worth.")
+@click.option(
+    "--rule",
+    is_flag=True,
+    help="Write a rule that people can read instead: a tree of at most 12 leaves as FILE.py, from your measurements "
+    "and those that came with the package, or from the --database named. For Metal, where 300 problems were measured "
+    "on 3 chips, also what MLX would need of it: FILE.cpp, FILE.md and FILE_bench.py.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["metal", "cuda", "cpu"]),
+    help="Whose rule. Default: that of this machine.",
+)
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @database_option
 def export(
-    out: Path, device: str, environment: str, networks: Sequence[str], card: bool, force: bool, database: Path | None
+    out: Path,
+    device: str,
+    environment: str,
+    networks: Sequence[str],
+    card: bool,
+    rule: bool,
+    backend: str | None,
+    force: bool,
+    database: Path | None,
 ) -> None:
     """Write measurements to one file for others: a database, JSON lines or a table, as its suffix says.
 
-    No host name, path or pid leaves with them. --device, --environment and --network each leave some out.
+    No host name, path or pid leaves with them. --device, --environment and --network each leave some out. With --rule
+    it is what they teach that is written.
     """
     from autoconv.report import card as cards
     from autoconv.store import Selection
     from autoconv.store import export as write
     from autoconv.store.transfer.export import SQLITE_SUFFIXES
 
+    if backend and not rule:
+        msg = "--backend goes with --rule"
+        raise click.UsageError(msg)
+    if rule and card:
+        msg = "--card goes with a database, not with --rule"
+        raise click.UsageError(msg)
+    if rule:
+        export_rule(
+            out, Selection(device, environment, _problems(networks) if networks else None), backend, database, force
+        )
+        return
     if card and out.suffix.lower() not in SQLITE_SUFFIXES:
         msg = f"--card goes with a database: name a file with suffix {' or '.join(SQLITE_SUFFIXES)}"
         raise click.UsageError(msg)

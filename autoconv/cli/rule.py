@@ -1,0 +1,71 @@
+"""`autoconv export --rule`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from autoconv.cli._common import progress_of, settings
+from autoconv.report.words import printable
+
+if TYPE_CHECKING:
+    from autoconv.model.rule import Rule
+    from autoconv.store import Selection, Store
+
+
+def export_rule(out: Path, selection: Selection, backend: str | None, database: Path | None, force: bool) -> None:
+    """Write the rule of a backend to a file, and print what it loses."""
+    from autoconv.model import rule as rules
+    from autoconv.model.rule.metal import lacking
+
+    backend = backend or _backend()
+    with progress_of(f"reading what was measured on {backend}") as tell, ExitStack() as stack:
+        stores = [stack.enter_context(closing(store)) for store in _stores(database)]
+        cases = rules.cases_in(stores, backend, selection, tell)
+    if not cases:
+        why = (
+            f"; {lacking([])}"
+            if backend == "metal"
+            else ": run autoconv sweep, or name another --backend or --database"
+        )
+        msg = f"nothing was measured on {backend} to distil a rule from{why}"
+        raise click.ClickException(msg)
+    written = rules.write(cases, backend, out, force=force)
+    _report(out, written.rule)
+    if written.upstream is not None:
+        _report(out.with_suffix(".cpp"), written.upstream)
+        for path in written.files[2:]:
+            click.echo(printable(str(path)))
+    if written.missing:
+        click.echo(printable(written.missing), err=True)
+
+
+def _backend() -> str:
+    from autoconv._backend import mx
+    from autoconv.environment import backend_of
+
+    return backend_of(mx.default_device().type)
+
+
+def _stores(database: Path | None) -> list[Store]:
+    """The database that is named, else the user's own, where there is one, and those that came with the package."""
+    from autoconv.store import default_path, open_store
+    from autoconv.store.shipped import open_shipped
+
+    if database is not None:
+        return [open_store(database, readonly=True)]
+    own = Path(settings(None).database or default_path())
+    return [*([open_store(own, readonly=True)] if own.exists() else []), *open_shipped().values()]
+
+
+def _report(path: Path, rule: Rule) -> None:
+    from autoconv.model.rule import figures
+    from autoconv.model.rule.python import plural
+
+    chips, leaves = ", ".join(rule.chips), plural("leaf", len(rule.leaves))
+    click.echo(printable(f"{path}: {len(rule.leaves)} {leaves}, from {rule.problems} problems on {chips}; regret"))
+    for name, loss in figures(rule):
+        click.echo(f"  {name}: {loss} ({loss.cases} cases)")
