@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import sklearn
@@ -101,7 +101,7 @@ def material(stores: Mapping[str, Store], backend: str, among: Sequence[Algorith
             sources.append(Source(name, digest(those), where, device.name, dict(device.ceilings), len(those)))
     if len(examples) < LEAST_PROBLEMS:
         msg = (
-            f"{len(examples)} convolutions are measured on {backend}, and {LEAST_PROBLEMS} are the least to learn from; "
+            f"{len(examples)} convolutions are measured on {backend}, {LEAST_PROBLEMS} are the least to learn from; "
             "sweep more: autoconv sweep --random 300"
         )
         raise ModelError(msg)
@@ -242,7 +242,7 @@ def _by_device(
             said = [b.advice(forecasts.of(table, place), widths[int(parts[place])]) for place in places]
             examples = [table.examples[place] for place in places]
             ways = _ways(examples, said)
-            found[split] |= {name: group for key, group in _groups(examples, ways).items() if key == "all"}
+            found[split][name] = _groups(examples, ways)["all"]
     return found
 
 
@@ -266,8 +266,7 @@ def _groups(examples: list[Example], ways: Mapping[str, list[Choice]]) -> dict[s
     inside = np.array([name != e.shape for name, e in zip(networks(examples), examples, strict=True)])
     if inside.any() and not inside.all():
         labels |= {"networks": inside, "other shapes": ~inside}
-    for key in (lambda e: e.problem.dtype, lambda e: e.device.name):
-        values = [key(e) for e in examples]
+    for values in ([e.problem.dtype for e in examples], [e.device.name for e in examples]):
         if len(set(values)) > 1:
             labels |= {value: np.array([v == value for v in values]) for value in sorted(set(values))}
     found: dict[str, dict[str, Judgement]] = {}
@@ -281,7 +280,7 @@ def _coverages(table: Table, said: Sequence[Advice], groups: Sequence[str]) -> I
     """How often the intervals of held-out networks held."""
     held: dict[str, list[tuple[str, bool]]] = {"native": [], "best": [], "question": []}
     for example, advice, network in zip(table.examples, said, groups, strict=True):
-        taken, fastest = always(example, advice), baselines.best(example)
+        taken, fastest = automatic(example, replace(advice, sure=True)), baselines.best(example)
         names = [c.name for c in example.candidates]
         if fastest.place is not None:
             held["question"].append((network, names[fastest.place] in advice.in_question))
