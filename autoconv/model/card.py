@@ -109,8 +109,8 @@ class Card:
     Attributes:
         judgements: By split (`network`: networks held out; `shape`: shapes held out; `device`: a device held out;
             `device and network`: both), then by group (`all`, a dtype, a device), then by way (`predict`, `auto`,
-            `always`: the fastest by forecast, surely or not; `native`; `fixed rule`: MLX's of Metal; `neighbour`: the winner
-            of the nearest problem; `winner`: what the samples that choose say, which is the floor of all).
+            `always`: the fastest by forecast, surely or not; `native`; `fixed rule`: MLX's of Metal; `neighbour`: what
+            won on the nearest problem; `winner`: what the samples that choose say, which is the floor of all).
         coverages: Of the intervals.
     """
 
