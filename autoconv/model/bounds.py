@@ -18,9 +18,15 @@ from dataclasses import dataclass
 from autoconv.decision import NATIVE
 from autoconv.model.advice import Advice, Forecast
 
-ALPHA_NATIVE = 0.2
-"""Share of new networks' fastest candidates, by forecast, that may be past their interval against native. Few of those
-are chosen: with this share, choices were worse than native by over 2% on half a percent of held-out problems."""
+ALPHAS_NATIVE = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02)
+"""Shares of new networks' fastest candidates, by forecast, that may be past their interval against native: the first is
+taken with which few enough choices are worse. It depends on how often another than native is chosen, which on GPUs is
+one time in ten and on CPUs two in three."""
+
+WORSE_BY = 0.02
+MAX_WORSE_SHARE = 0.0075
+"""Choices may be slower than native by more than the former on the latter share of new problems (conformal risk
+control, Angelopoulos and others, 2022: the share is that of held-out problems with one more that is worse)."""
 
 ALPHA_BEST = 0.1
 """The same of choices against the best other candidate."""
@@ -70,12 +76,14 @@ class Bounds:
         best: Of the choice against the best other candidate.
         question: Of two candidates of which each may be the better one.
         close: A choice is sure if its time is surely no more than this times that of the best other candidate.
+        alpha: Share of new networks that may be past the interval against native.
     """
 
     native: Mapping[str, float]
     best: Mapping[str, float]
     question: Mapping[str, float]
     close: float = 1.0
+    alpha: float = ALPHAS_NATIVE[-1]
 
 
 UNBOUNDED = Bounds({ROOT: math.inf}, {ROOT: math.inf}, {ROOT: math.inf})

@@ -219,7 +219,8 @@ def _card(table: Table, groups: Sequence[str], folds: Folds, forecasts: Forecast
     if len(set(devices)) > 1:
         tell("holding out devices")
         judgements |= _by_device(table, groups, folds, devices)
-    return Card(judgements, tuple(_coverages(table, said, groups)))
+    every = calibrate(table, forecasts, groups, np.ones(len(examples), dtype=np.bool_))
+    return Card(judgements, tuple(_coverages(table, said, groups, every.alpha)))
 
 
 def _by_device(
@@ -276,7 +277,7 @@ def _groups(examples: list[Example], ways: Mapping[str, list[Choice]]) -> dict[s
     return found
 
 
-def _coverages(table: Table, said: Sequence[Advice], groups: Sequence[str]) -> Iterable[Coverage]:
+def _coverages(table: Table, said: Sequence[Advice], groups: Sequence[str], alpha: float) -> Iterable[Coverage]:
     """How often the intervals of held-out networks held."""
     held: dict[str, list[tuple[str, bool]]] = {"native": [], "best": [], "question": []}
     for example, advice, network in zip(table.examples, said, groups, strict=True):
@@ -291,7 +292,7 @@ def _coverages(table: Table, said: Sequence[Advice], groups: Sequence[str]) -> I
         rest = [t for i, t in enumerate(example.judging_us) if i != taken.place and example.usable[i]]
         if rest:
             held["best"].append((network, example.judging_us[taken.place] / min(rest) <= advice.worst_to_best))
-    alphas = {"native": b.ALPHA_NATIVE, "best": b.ALPHA_BEST, "question": b.ALPHA_QUESTION}
+    alphas = {"native": alpha, "best": b.ALPHA_BEST, "question": b.ALPHA_QUESTION}
     for interval, pairs in held.items():
         sizes: dict[str, int] = defaultdict(int)
         for network, _ in pairs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,8 +100,11 @@ def calibrate(table: Table, forecasts: Forecasts, networks: Sequence[str], which
             measured = math.log(example.judging_us[first] / example.judging_us[0])
             group = b.group_of(said[place][first].candidate)
             native[group].append((networks[place], b.score_native(said[place], first, measured)))
-    of_native = b.calibrated(native, b.ALPHA_NATIVE)
-    choices = {place: b.chosen(said[place], of_native) for place in places}
+    for alpha in b.ALPHAS_NATIVE:
+        of_native = b.calibrated(native, alpha)
+        choices = {place: b.chosen(said[place], of_native) for place in places}
+        if _worse(table, choices) + 1 <= b.MAX_WORSE_SHARE * (len(places) + 1):
+            break
     for place, choice in choices.items():
         example, other = table.examples[place], b.rival(said[place], choice)
         rest = [t for i, t in enumerate(example.judging_us) if i != choice and example.usable[i]]
@@ -112,7 +115,17 @@ def calibrate(table: Table, forecasts: Forecasts, networks: Sequence[str], which
     of_best = b.calibrated(best, b.ALPHA_BEST)
     ends = sorted(b.worst_to_best(said[place], choice, of_best) for place, choice in choices.items())
     close = ends[math.ceil((1 - b.TIMED) * len(ends)) - 1] if ends else 0.0
-    return Bounds(of_native, of_best, b.calibrated(question, b.ALPHA_QUESTION), max(1.0, close))
+    return Bounds(of_native, of_best, b.calibrated(question, b.ALPHA_QUESTION), max(1.0, close), alpha)
+
+
+def _worse(table: Table, choices: Mapping[int, int]) -> int:
+    """On how many examples a choice was slower than native, by more than is tolerated."""
+    pairs = [(table.examples[place], choice) for place, choice in choices.items()]
+    return sum(
+        example.judging_us[choice] > (1 + b.WORSE_BY) * example.judging_us[0]
+        for example, choice in pairs
+        if example.native is not None and example.usable[choice]
+    )
 
 
 @dataclass(frozen=True, slots=True)
