@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from autoconv.algorithms._mlx import metal_decomposes
+from autoconv.model.choices import Choice, winner
 from autoconv.model.examples import STAND_IN, Example
-from autoconv.model.validation import Choice, Folds, winner
+from autoconv.model.validation import Folds
 from autoconv.sweep.order import features
 
 _BLOCK = 256

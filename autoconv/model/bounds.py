@@ -67,6 +67,15 @@ class Expected:
     risk: float
 
 
+def expected(candidate: str, log_ratio: float, doubt: float, risk: float) -> Expected:
+    """What forests say of a candidate, within what makes sense; of native its ratio is known."""
+    if candidate == NATIVE:
+        return Expected(candidate, 0.0, 0.0, min(max(risk, 0.0), 1.0))
+    # Under a square root, since what is learned of doubts is doubtful itself: so damped, choices no worse than native
+    # on half a percent of held-out problems saved two thirds of what could be saved, and undamped one third.
+    return Expected(candidate, log_ratio, math.sqrt(max(doubt, LEAST_DOUBT)), min(max(risk, 0.0), 1.0))
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Widths of intervals in units of doubt, by group: an algorithm chosen, or all.

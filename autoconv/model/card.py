@@ -9,9 +9,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autoconv.model.validation import Choice
+if TYPE_CHECKING:
+    from autoconv.model.choices import Choice
 
 WORSE = 0.02
 """Slower than native by more than this counts as worse."""

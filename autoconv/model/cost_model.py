@@ -27,7 +27,6 @@ from autoconv.model.bounds import Bounds
 from autoconv.model.card import Card
 from autoconv.model.features import Ceilings, Floats, Vocabulary
 from autoconv.model.forest import Forests
-from autoconv.model.validation import expected
 from autoconv.problem import Kind, Problem
 
 FORMAT = 1
@@ -143,7 +142,7 @@ class CostModel:
         said = self.forests.predict(shared, own)
         ratios, doubts, risks = said.tolist()
         found = b.advice(
-            [expected(c.name, *row) for c, *row in zip(known, ratios, doubts, risks, strict=True)], self.bounds
+            [b.expected(c.name, *row) for c, *row in zip(known, ratios, doubts, risks, strict=True)], self.bounds
         )
         past = self._past(shared)
         unknown = tuple(c.name for c in candidates if c not in known) if len(known) < len(candidates) else ()
@@ -180,7 +179,7 @@ class CostModel:
 
 def _unknown(candidates: Sequence[Candidate], why: str) -> Advice:
     """The advice of who knows nothing: native, and all in question."""
-    first = b.advice([expected(candidates[0].name, 0.0, math.inf, 0.0)], b.UNBOUNDED)
+    first = b.advice([b.expected(candidates[0].name, 0.0, math.inf, 0.0)], b.UNBOUNDED)
     names = tuple(c.name for c in candidates)
     return replace(first, worst_to_native=math.inf, safe=False, sure=False, in_question=names, reason=why)
 

@@ -19,21 +19,12 @@ from autoconv.model import baselines, fitting
 from autoconv.model import bounds as b
 from autoconv.model.advice import Advice
 from autoconv.model.card import Card, Coverage, Judgement, judge
+from autoconv.model.choices import Choice, always, automatic, predicting
 from autoconv.model.cost_model import CostModel, Origin, Source
 from autoconv.model.examples import Device, Example, Table, networks, read, spread, tabulate
 from autoconv.model.features import Floats
 from autoconv.model.forest import Forests, grown
-from autoconv.model.validation import (
-    Choice,
-    Folds,
-    Forecasts,
-    always,
-    automatic,
-    calibrate,
-    cross_advised,
-    held_out,
-    predicting,
-)
+from autoconv.model.validation import Folds, Forecasts, calibrate, cross_advised, held_out
 from autoconv.store import Store
 
 FOLDS = 8

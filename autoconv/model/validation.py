@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoconv.decision import NATIVE
 from autoconv.model import bounds as b
 from autoconv.model import fitting
 from autoconv.model.advice import Advice
 from autoconv.model.bounds import Bounds, Expected
-from autoconv.model.examples import Example, Table
+from autoconv.model.choices import winner
+from autoconv.model.examples import Table
 from autoconv.model.features import Floats
 
 Folds = NDArray[np.intp]
@@ -45,18 +45,9 @@ class Forecasts:
         rows = range(table.first[example], table.first[example + 1])
         names = [c.name for c in table.examples[example].candidates]
         return [
-            expected(name, float(self.log_ratio[row]), float(self.doubt[row]), float(self.risk[row]))
+            b.expected(name, float(self.log_ratio[row]), float(self.doubt[row]), float(self.risk[row]))
             for name, row in zip(names, rows, strict=True)
         ]
-
-
-def expected(candidate: str, log_ratio: float, doubt: float, risk: float) -> Expected:
-    """What forests say of a candidate, within what makes sense; of native its ratio is known."""
-    if candidate == NATIVE:
-        return Expected(candidate, 0.0, 0.0, min(max(risk, 0.0), 1.0))
-    # Under a square root, since what is learned of doubts is doubtful itself: so damped, choices no worse than native
-    # on half a percent of held-out problems saved two thirds of what could be saved, and undamped one third.
-    return Expected(candidate, log_ratio, math.sqrt(max(doubt, b.LEAST_DOUBT)), min(max(risk, 0.0), 1.0))
 
 
 def held_out(table: Table, folds: Folds, *, learn: NDArray[np.bool_] | None = None) -> Forecasts:
@@ -128,40 +119,6 @@ def _worse(table: Table, choices: Mapping[int, int]) -> int:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What a way of deciding did with one example.
-
-    Attributes:
-        example: The example.
-        place: The candidate's place among the example's; None where what was chosen does not run.
-        timed: Whether it would have been timed, which finds the winner among those that were in question.
-        advice: What was said; None for ways that say nothing.
-    """
-
-    example: Example
-    place: int | None
-    timed: bool = False
-    advice: Advice | None = None
-
-    @property
-    def regret(self) -> float:
-        """Its time over that of the best, less one, by the samples that judge; infinite where it does not run."""
-        if self.place is None:
-            return math.inf
-        return self.example.judging_us[self.place] / min(self.example.judging_us) - 1
-
-    @property
-    def against_native(self) -> float | None:
-        """Its time over native's, less one; None where native does not run."""
-        if self.example.native is None or self.place is None:
-            return None
-        return self.example.judging_us[self.place] / self.example.judging_us[0] - 1
-
-
-Way = Callable[[int], Choice]
-
-
 def advised(table: Table, forecasts: Forecasts, widths: Sequence[Bounds], folds: Folds) -> list[Advice]:
     """The advice on every example, by the widths of its fold."""
     return [b.advice(forecasts.of(table, place), widths[folds[place]]) for place in range(len(table.examples))]
@@ -171,35 +128,3 @@ def cross_advised(table: Table, forecasts: Forecasts, networks: Sequence[str], f
     """The advice on every example, by widths that come from the other folds."""
     widths = [calibrate(table, forecasts, networks, folds != number) for number in range(int(folds.max()) + 1)]
     return advised(table, forecasts, widths, folds)
-
-
-def predicting(example: Example, said: Advice) -> Choice:
-    """What `predict` does: the model's choice where it is safe, else native."""
-    if said.safe:
-        return Choice(example, _place(example, said.choice.candidate), advice=said)
-    return Choice(example, example.native if example.native is not None else winner(example), advice=said)
-
-
-def automatic(example: Example, said: Advice) -> Choice:
-    """What `auto` does: the model's choice where it is sure, else what wins among those in question."""
-    if said.sure:
-        return Choice(example, _place(example, said.choice.candidate), advice=said)
-    return Choice(example, winner(example, said.in_question), timed=True, advice=said)
-
-
-def always(example: Example, said: Advice) -> Choice:
-    """What is the fastest by forecast, surely or not."""
-    fastest = min(said.forecasts, key=lambda f: f.log_ratio)
-    return Choice(example, _place(example, fastest.candidate), advice=said)
-
-
-def winner(example: Example, among: Sequence[str] | None = None) -> int:
-    """The place of the fastest by the samples that choose; of all where none of the named ones runs."""
-    seen = [i for i, usable in enumerate(example.usable) if usable]
-    named = [i for i in seen if among is None or example.candidates[i].name in among]
-    return min(named or seen, key=lambda i: example.choosing_us[i])
-
-
-def _place(example: Example, name: str) -> int | None:
-    names = (i for i, c in enumerate(example.candidates) if c.name == name and example.usable[i])
-    return next(names, None)
