@@ -24,7 +24,7 @@ from autoconv.model.cost_model import CostModel, Origin, Source
 from autoconv.model.examples import Device, Example, Table, networks, read, spread, tabulate
 from autoconv.model.features import Floats
 from autoconv.model.forest import Forests, grown
-from autoconv.model.validation import Folds, Forecasts, calibrate, cross_advised, held_out
+from autoconv.model.validation import Folds, Forecasts, calibrate, cross_advised, forecast_by, held_out, misses
 from autoconv.store import Store
 
 FOLDS = 8
@@ -140,7 +140,7 @@ def train(found: Material, *, created: float = 0.0, tell: Tell = lambda _: None)
     card = _card(table, groups, folds, forecasts, tell)
     tell("fitting")
     rows, every = table.rows, np.ones(len(table.example), dtype=np.bool_)
-    errors = _errors(table, forecasts)
+    errors = misses(table, forecasts)
     estimators = {
         "log_ratio": fitting.fit_ratio(table, rows, every),
         "doubt": fitting.fit_doubt(rows, errors, every),
@@ -181,11 +181,6 @@ def judged(model: CostModel, examples: Sequence[Example]) -> Mapping[str, Mappin
     return _groups(list(examples), _ways(list(examples), said))
 
 
-def _errors(table: Table, forecasts: Forecasts) -> Floats:
-    cut = np.clip(table.log_ratio, fitting.LEAST, fitting.MOST)
-    return np.where(fitting.known_ratio(table), forecasts.log_ratio - cut, np.nan)
-
-
 def _compare(forests: Forests, estimators: Mapping[str, fitting.Grown], table: Table, rows: Floats) -> None:
     """Refuse arrays that do not predict what the estimators do, on some of the examples."""
     for place in range(0, len(table.examples), max(1, len(table.examples) // 200)):
@@ -222,19 +217,15 @@ def _by_device(
     names = np.array(devices)
     for name in sorted(set(devices)):
         here = names == name
-        own = np.where(here, 1, 0)
-        for split, parts in (("device", own), ("device and network", folds)):
-            forecasts = held_out(table, parts, learn=~here)
-            widths = (
-                [calibrate(table, held_out(table, folds, learn=~here), groups, ~here)] * 2
-                if split == "device"
-                else [calibrate(table, forecasts, groups, ~here & (folds != n)) for n in range(int(folds.max()) + 1)]
-            )
-            places = np.flatnonzero(here).tolist()
-            said = [b.advice(forecasts.of(table, place), widths[int(parts[place])]) for place in places]
-            examples = [table.examples[place] for place in places]
-            ways = _ways(examples, said)
-            found[split][name] = _groups(examples, ways)["all"]
+        forecasts = held_out(table, folds, learn=~here)
+        apart = [calibrate(table, forecasts, groups, ~here & (folds != n)) for n in range(int(folds.max()) + 1)]
+        whole = calibrate(table, forecasts, groups, ~here)
+        seen = forecast_by(table, forecasts, learn=~here)
+        places = np.flatnonzero(here).tolist()
+        examples = [table.examples[place] for place in places]
+        for split, from_, widths in (("device", seen, None), ("device and network", forecasts, apart)):
+            said = [b.advice(from_.of(table, p), widths[int(folds[p])] if widths else whole) for p in places]
+            found[split][name] = _groups(examples, _ways(examples, said))["all"]
     return found
 
 

@@ -67,11 +67,27 @@ def held_out(table: Table, folds: Folds, *, learn: NDArray[np.bool_] | None = No
         here, others = fold == number, (fold != number) & may
         ratio[here] = fitting.fit_ratio(table, rows, others).predict(rows[here])
         risk[here] = fitting.fit_risk(table, rows, others).predict(rows[here])
-    errors = np.where(fitting.known_ratio(table), ratio - np.clip(table.log_ratio, fitting.LEAST, fitting.MOST), np.nan)
+    errors = misses(table, Forecasts(ratio, doubt, risk))
     for number in np.unique(fold):
         here = fold == number
         doubt[here] = fitting.fit_doubt(rows, errors, ~here & may).predict(rows[here])
     return Forecasts(ratio, doubt, risk)
+
+
+def forecast_by(table: Table, held: Forecasts, *, learn: NDArray[np.bool_]) -> Forecasts:
+    """Forecasts of every example by one model of those to learn from, whose own forecasts were held out."""
+    rows, may = table.rows, learn[table.example]
+    return Forecasts(
+        fitting.fit_ratio(table, rows, may).predict(rows),
+        fitting.fit_doubt(rows, misses(table, held), may).predict(rows),
+        fitting.fit_risk(table, rows, may).predict(rows),
+    )
+
+
+def misses(table: Table, forecasts: Forecasts) -> Floats:
+    """`(rows,)` forecast log ratios less the measured ones, cut as they are learned; NaN where none is known."""
+    cut = np.clip(table.log_ratio, fitting.LEAST, fitting.MOST)
+    return np.where(fitting.known_ratio(table), forecasts.log_ratio - cut, np.nan)
 
 
 def calibrate(table: Table, forecasts: Forecasts, networks: Sequence[str], which: NDArray[np.bool_]) -> Bounds:
