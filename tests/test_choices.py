@@ -81,7 +81,7 @@ def test_a_judgement_is_what_counting_by_hand_gives() -> None:
 
 
 def judgement(**changes: float) -> Judgement:
-    values = dict.fromkeys(Judgement.__dataclass_fields__, 0.0) | {"problems": 9, "not_run": 0, **changes}
+    values = dict.fromkeys(Judgement.__dataclass_fields__, 0.0) | {"problems": 9, "not_run": 0, "captured": 0.5, **changes}
     return Judgement(**values)  # type: ignore[arg-type]
 
 
@@ -90,6 +90,7 @@ def judgement(**changes: float) -> Judgement:
     [
         (judgement(regret_mean=0.1), ""),
         (judgement(regret_mean=0.1, worse_share=0.03), "worse than native by over 2% on 3.0%"),
+        (judgement(regret_mean=0.1, captured=-0.2), "saves -20%"),
         (judgement(regret_mean=0.3), "a regret of 30.0% in the mean, where native's is 20.0%"),
     ],
 )

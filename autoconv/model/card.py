@@ -20,9 +20,6 @@ WORSE = 0.02
 MAX_WORSE_SHARE = 0.02
 """A model that is worse than native on more problems than this share, where it decides alone, is not used."""
 
-MAX_WORSE = 1.0
-"""Nor is one that ever was worse by more than this, 1 being twice native's time."""
-
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -154,8 +151,8 @@ class Card:
             return "its card does not judge it on held-out networks"
         if mine.worse_share > MAX_WORSE_SHARE:
             return f"its card: worse than native by over 2% on {mine.worse_share:.1%} of held-out problems"
-        if mine.worse_most > MAX_WORSE:
-            return f"its card: once {1 + mine.worse_most:.1f} times native's time"
+        if mine.captured <= 0:
+            return f"its card: it saves {mine.captured:.0%} of the time that could be saved on held-out problems"
         if mine.regret_mean > native.regret_mean:
             return (
                 f"its card: a regret of {mine.regret_mean:.1%} in the mean, where native's is {native.regret_mean:.1%}"
