@@ -81,8 +81,8 @@ def test_a_judgement_is_what_counting_by_hand_gives() -> None:
 
 
 def judgement(**changes: float) -> Judgement:
-    values = dict.fromkeys(Judgement.__dataclass_fields__, 0.0) | {"problems": 9, "not_run": 0, "captured": 0.5, **changes}
-    return Judgement(**values)  # type: ignore[arg-type]
+    some = {"problems": 9, "not_run": 0, "captured": 0.5}
+    return Judgement(**dict.fromkeys(Judgement.__dataclass_fields__, 0.0) | some | changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
