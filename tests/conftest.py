@@ -40,8 +40,9 @@ def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No database that came with the package, which may know the machine that runs the tests."""
+    """No database or model that came with the package, which may know the machine that runs the tests."""
     monkeypatch.setattr(shipped, "shipped_files", list)
+    monkeypatch.setattr(shipped, "shipped_models", lambda _backend: [])
 
 
 @pytest.fixture(autouse=True)

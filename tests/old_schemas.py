@@ -35,3 +35,11 @@ def first_schema(file: Path, records: Sequence[Record], problems: Sequence[str],
             values += (json.dumps(r.samples_us), r.error, r.workspace_bytes, r.peak_bytes, r.detail, r.run, r.created)
             places = ", ".join("?" * 14)
             opened.execute(f"INSERT INTO records VALUES (NULL, {places})", (*values, r.library))
+
+
+def second_schema(file: Path, records: Sequence[Record], problems: Sequence[str], environments: Sequence[str]) -> None:
+    """A file as the second schema had it."""
+    first_schema(file, records, problems, environments)
+    with closing(sqlite3.connect(file, isolation_level=None)) as opened:
+        migrations.apply(Database(opened, execute_plugins=False), stop_before="m003_models")
+        opened.execute("PRAGMA user_version = 2")

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from autoconv.errors import StoreError
 from autoconv.problem import Problem
 from autoconv.record import MAX_DETAIL, Record, Status
-from autoconv.store import MemoryStore, Qualification, Store, open_store
+from autoconv.store import MemoryStore, ModelRecord, Qualification, Store, open_store
 
 PROBLEMS = [Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2, 3)]
 ENVIRONMENTS = ["metal-m3", "cuda-h100", "env with spaces, quotes ' and ünïcode"]
@@ -32,6 +32,7 @@ READS = {
     "pending",
     "qualification",
     "qualifications",
+    "trusted_models",
 }
 
 
@@ -213,8 +214,12 @@ def test_a_run_that_goes_on_after_another_keeps_the_order_of_the_calls(store: St
 def test_adding_no_records_changes_nothing(store: Store) -> None:
     store.note(ENVIRONMENTS[0], PROBLEMS[0])
     store.add(PROBLEMS[0], [])
+    store.add(PROBLEMS[1], [])
     assert store.problems(ENVIRONMENTS[0]) == []
     assert store.pending(ENVIRONMENTS[0]) == [PROBLEMS[0]]
+    for problem in (PROBLEMS[2], PROBLEMS[1]):
+        store.add(problem, [result(problem)])
+    assert [problem for problem, _ in store.all_records()] == [PROBLEMS[2], PROBLEMS[1]]
 
 
 def test_pending_problems_are_kept_once_oldest_first(store: Store) -> None:
@@ -359,6 +364,23 @@ def test_a_qualification_without_finite_numbers_is_refused(store: Store, bad: Qu
     assert store.qualification("a", "native=1") is None
 
 
+def test_no_model_is_trusted_at_first_and_of_one_file_the_last_counts(store: Store) -> None:
+    assert store.trusted_models() == []
+    first = ModelRecord("cpu", "a.cpu.npz", "ab" * 32, "cpu-1", 150, 1.5)
+    other = ModelRecord("cuda", "a.cuda.npz", "cd" * 32, None, 2000, 2.0)
+    store.trust_model(first)
+    store.trust_model(other)
+    again = ModelRecord("cpu", "a.cpu.npz", "ef" * 32, "cpu-2", 160, 3.0)
+    store.trust_model(again)
+    assert store.trusted_models() == [other, again]
+
+
+def test_a_model_without_a_finite_time_is_refused(store: Store) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        store.trust_model(ModelRecord("cpu", "a.npz", "ab", created=math.nan))
+    assert store.trusted_models() == []
+
+
 CALLS: dict[str, Callable[[Store], object]] = {
     "add_environment": lambda store: store.add_environment("a", {}, {}),
     "environments": lambda store: store.environments(),
@@ -375,6 +397,8 @@ CALLS: dict[str, Callable[[Store], object]] = {
     "qualify": lambda store: store.qualify(Qualification("a", "native=1")),
     "qualification": lambda store: store.qualification("a", "native=1"),
     "qualifications": lambda store: store.qualifications(),
+    "trust_model": lambda store: store.trust_model(ModelRecord("cpu", "a.npz", "ab")),
+    "trusted_models": lambda store: store.trusted_models(),
 }
 
 
@@ -465,11 +489,17 @@ class Agreement(RuleBasedStateMachine):
         for store in (self.memory, self.file):
             store.forget(environment, gone)
 
+    @rule(file=st.sampled_from(["a.npz", "b.npz"]), problems=st.integers(0, 2**63 - 1), created=numbers)
+    def trust(self, file: str, problems: int, created: float) -> None:
+        for store in (self.memory, self.file):
+            store.trust_model(ModelRecord("cpu", file, "ab", None, problems, created))
+
     def teardown(self) -> None:
         """Compare all that can be asked, once a run, since reading changes nothing."""
         with self.folder, closing(self.file):
             assert self.file.environments() == self.memory.environments()
             assert list(self.file.all_records()) == list(self.memory.all_records())
+            assert self.file.trusted_models() == self.memory.trusted_models()
             for environment in ENVIRONMENTS:
                 assert self.file.problems(environment) == self.memory.problems(environment)
                 assert self.file.pending(environment) == self.memory.pending(environment)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from old_schemas import first_schema
+from old_schemas import first_schema, second_schema
 
 from autoconv.errors import SchemaError
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.store import Qualification, connection, open_store
+from autoconv.store import ModelRecord, Qualification, connection, export, import_file, open_store
 
 PROBLEMS = [Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2)]
 
@@ -43,7 +43,16 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_record_is_there_in_its_order(file: Path) -> None:
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    path = tmp_path / "second.db"
+    second_schema(path, RECORDS, [problem.key for problem in PROBLEMS], ["env", "other"])
+    return path
+
+
+@pytest.mark.parametrize("schema", ["file", "second"])
+def test_every_record_is_there_in_its_order(schema: str, request: pytest.FixtureRequest) -> None:
+    file: Path = request.getfixturevalue(schema)
     with closing(open_store(file)) as store:
         for environment in ("env", "other"):
             for problem in PROBLEMS:
@@ -53,7 +62,9 @@ def test_every_record_is_there_in_its_order(file: Path) -> None:
         assert store.environments() == {"env": ({"device": "env"}, {})}
 
 
-def test_it_is_as_a_new_one(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", ["file", "second"])
+def test_it_is_as_a_new_one(schema: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    file: Path = request.getfixturevalue(schema)
     open_store(file).close()
     open_store(tmp_path / "new.db").close()
     schemas = []
@@ -109,6 +120,46 @@ def test_for_reading_only_it_is_refused_and_left_as_it_is(file: Path) -> None:
         with pytest.raises(SchemaError, match="older than"):
             open_store(file, readonly=True, immutable=immutable)
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("immutable", [False, True])
+def test_the_second_schema_can_be_read_as_it_is_and_trusts_no_model(second: Path, immutable: bool) -> None:
+    with closing(sqlite3.connect(second)) as opened:
+        opened.execute("PRAGMA journal_mode = DELETE")
+    before = second.read_bytes()
+    with closing(open_store(second, readonly=True, immutable=immutable)) as store:
+        assert [r.run for r in store.records("env", PROBLEMS[0])] == ["a"]
+        assert store.trusted_models() == []
+    assert second.read_bytes() == before
+
+
+def test_the_second_schema_learns_to_trust_models(second: Path) -> None:
+    with closing(open_store(second)) as store:
+        store.trust_model(ModelRecord("cpu", "a.npz", "ab", created=1.0))
+    with closing(open_store(second, readonly=True)) as store:
+        assert store.trusted_models() == [ModelRecord("cpu", "a.npz", "ab", created=1.0)]
+
+
+@pytest.mark.parametrize("trusting", [False, True])
+def test_no_export_tells_of_models_and_no_import_makes_one_trusted(
+    second: Path, tmp_path: Path, trusting: bool
+) -> None:
+    model = ModelRecord("cpu", "secret-name.npz", "ab", created=1.0)
+    if trusting:
+        with closing(open_store(second)) as store:
+            store.trust_model(model)
+    out = tmp_path / "out.db"
+    export(second, out)
+    assert b"secret-name" not in out.read_bytes()
+    with closing(open_store(out)) as store:
+        assert store.trusted_models() == []
+        store.trust_model(model)
+    with closing(sqlite3.connect(out)) as opened:
+        opened.execute("PRAGMA journal_mode = DELETE")
+    found = import_file(tmp_path / "new.db", out, known={"native", "fft"})
+    assert found.rejected and not found.broken  # it was read: its environments are no real ones
+    with closing(open_store(tmp_path / "new.db")) as store:
+        assert store.trusted_models() == []
 
 
 def test_the_view_shows_a_readable_row_a_record(file: Path) -> None:

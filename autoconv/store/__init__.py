@@ -1,6 +1,6 @@
 """Stores: where measurements are kept, and how they leave for other machines."""
 
-from autoconv.store.contract import Qualification, Store
+from autoconv.store.contract import ModelRecord, Qualification, Store
 from autoconv.store.memory import MemoryStore
 from autoconv.store.sqlite import SqliteStore, default_path, open_store
 from autoconv.store.transfer import Exported, Imported, Rejected, Selection, export, import_file
@@ -9,6 +9,7 @@ __all__ = [
     "Exported",
     "Imported",
     "MemoryStore",
+    "ModelRecord",
     "Qualification",
     "Rejected",
     "Selection",

@@ -20,8 +20,11 @@ from autoconv.errors import SchemaError, StoreError
 APPLICATION_ID = int.from_bytes(b"aCnv")
 """What marks a SQLite file as ours: https://sqlite.org/pragma.html#pragma_application_id."""
 
-SCHEMA = 2
+SCHEMA = 3
 """How many migrations there are; a database's `user_version` says how many it has had."""
+
+READABLE = 2
+"""The oldest schema that can be read as it is: that of the measurements has not changed since."""
 
 BUSY_SECONDS = 5.0
 """How long one process waits for another's transaction; ours take milliseconds."""
@@ -42,10 +45,10 @@ os.register_at_fork(before=_creating.acquire, after_in_parent=_creating.release,
 
 
 def connect(file: Path, *, readonly: bool, immutable: bool = False) -> sqlite3.Connection:
-    """A connection to a database that has the newest schema, usable from any thread, in autocommit mode.
+    """A connection to a database, usable from any thread, in autocommit mode.
 
     For writing, the file and its folders are created where they are missing, for the user alone, and an older
-    schema is brought up to date. For reading only, nothing is created or changed, save that SQLite itself
+    schema is brought up to the newest. For reading only, schema `READABLE` will do, and nothing is created or changed, save that SQLite itself
     may put its -wal and -shm files beside a database in WAL mode. What is immutable as well, such as a file that came
     with a package, is read as it lies there, in folders that cannot be written too: no file is put beside it, no lock
     is taken, and changes that wait in a -wal file are not seen. Nothing may write it meanwhile.
@@ -134,11 +137,11 @@ def _connect_readonly(file: Path) -> sqlite3.Connection:
 
 
 def _checked(connection: sqlite3.Connection, file: Path) -> sqlite3.Connection:
-    """The connection, for reading: nothing can be migrated, so its schema must be the newest."""
+    """The connection, for reading: nothing can be migrated, so its schema must be one that is read."""
     try:
         number = schema_of(connection, file)
-        if number < SCHEMA:
-            state = f"has schema {number}, older than {SCHEMA}" if number else "is empty"
+        if number < READABLE:
+            state = f"has schema {number}, older than {READABLE}" if number else "is empty"
             msg = f"{file} {state}: open it for writing once, or name another in AUTOCONV_DATABASE"
             raise SchemaError(msg)
     except BaseException:

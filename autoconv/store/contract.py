@@ -37,6 +37,27 @@ class Qualification:
     origin: str = ""
 
 
+@dataclass(frozen=True)
+class ModelRecord:
+    """That the owner of a database trusts a cost model that lies beside it.
+
+    Attributes:
+        backend: `"metal"`, `"cuda"` or `"cpu"`.
+        file: The name of the model's file.
+        sha256: Of its bytes; a file with others is not read.
+        environment: Id of the environment that it was trained in; None where it was in none of its own.
+        problems: How many problems it learned from.
+        created: When it was trusted, in seconds since the epoch.
+    """
+
+    backend: str
+    file: str
+    sha256: str
+    environment: str | None = None
+    problems: int = 0
+    created: float = 0.0
+
+
 class Store(Protocol):
     """Measurements by environment and problem.
 
@@ -131,6 +152,16 @@ class Store(Protocol):
 
     def qualifications(self) -> list[Qualification]:
         """All qualifications, imported ones too, oldest first."""
+        ...
+
+    def trust_model(self, model: ModelRecord) -> None:
+        """Keep that a model is trusted, in place of an earlier one with the same file. No import does so, and none
+        leaves in an export.
+        """
+        ...
+
+    def trusted_models(self) -> list[ModelRecord]:
+        """The models that are trusted, those trusted first first; none where the database is of an older schema."""
         ...
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from autoconv.errors import StoreError
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store import rows
-from autoconv.store.contract import Qualification
+from autoconv.store.contract import ModelRecord, Qualification
 
 
 class MemoryStore:
@@ -28,6 +28,7 @@ class MemoryStore:
         self._pending: dict[str, dict[Problem, None]] = defaultdict(dict)
         self._known: dict[str | Problem, None] = {}
         self._qualifications: dict[tuple[str, str, str], Qualification] = {}
+        self._models: dict[str, ModelRecord] = {}
 
     @property
     def readonly(self) -> bool:
@@ -160,6 +161,25 @@ class MemoryStore:
         with self._lock:
             self._check_open()
             return list(self._qualifications.values())
+
+    def trust_model(self, model: ModelRecord) -> None:
+        """As the contract says.
+
+        Raises:
+            ValueError: `created` is not finite.
+        """
+        copy = rows.model_of(rows.model_row(model))
+        with self._lock:
+            self._check_open()
+            if copy is not None:
+                self._models.pop(model.file, None)
+                self._models[model.file] = copy
+
+    def trusted_models(self) -> list[ModelRecord]:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            return list(self._models.values())
 
     def close(self) -> None:
         """As the contract says; what was kept is gone."""

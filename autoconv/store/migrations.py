@@ -339,6 +339,27 @@ def m002_numbers(db: Database) -> None:
         db.execute(statement)
 
 
+# A model is a file beside the database, and read only if it is the very file that its owner trained: so its digest
+# stands here. Nobody else's database may say so, and this table leaves in no export and comes with no import.
+_MODELS = """
+    CREATE TABLE models (
+        id INTEGER PRIMARY KEY,
+        backend TEXT NOT NULL,
+        file TEXT NOT NULL UNIQUE,
+        sha256 TEXT NOT NULL,
+        environment TEXT,
+        problems INTEGER NOT NULL,
+        created REAL NOT NULL
+    ) STRICT
+"""
+
+
+@migrations()
+def m003_models(db: Database) -> None:
+    """Cost models that the owner trusts."""
+    db.execute(_MODELS)
+
+
 def migrate(connection: sqlite3.Connection, application_id: int, schema: int) -> None:
     """Bring a database to the newest schema and mark it with its number and as ours, all in one transaction.
 

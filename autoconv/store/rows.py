@@ -16,7 +16,7 @@ from typing import Any
 
 from autoconv.problem import Problem
 from autoconv.record import MAX_DETAIL, Record, Status
-from autoconv.store.contract import Qualification
+from autoconv.store.contract import ModelRecord, Qualification
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ RESULT_COLUMNS = ("status", "samples_us", "error", "workspace_bytes", "peak_byte
 
 QUALIFICATION_COLUMNS = ("passed", "barred", "noise", "ceilings", "created")
 """Columns of the qualifications table that `qualification_of` reads, in its order."""
+
+MODEL_COLUMNS = ("backend", "file", "sha256", "environment", "problems", "created")
+"""Columns of the models table that `model_of` reads, in its order."""
 
 Candidate = tuple[str, int, str]
 """Algorithm, version and parameters."""
@@ -227,6 +230,39 @@ def qualification_of(
         )
     except _UNREADABLE as error:
         _log.debug("skipped a qualification of %s: %s", environment, error)
+        return None
+
+
+def model_row(model: ModelRecord) -> tuple[Any, ...]:
+    """MODEL_COLUMNS of a model.
+
+    Raises:
+        ValueError: `created` is not finite.
+    """
+    if not math.isfinite(model.created):
+        msg = f"created must be finite, got {model.created}"
+        raise ValueError(msg)
+    created = float(model.created)
+    return model.backend, model.file, model.sha256, model.environment, int(model.problems), created
+
+
+def model_of(row: Sequence[Any]) -> ModelRecord | None:
+    """The model that MODEL_COLUMNS hold, None if they hold none."""
+    backend, file, sha256, environment, problems, created = row
+    try:
+        if type(problems) is not int:
+            msg = f"{problems!r} is no count"
+            raise TypeError(msg)
+        return ModelRecord(
+            backend=_text(backend),
+            file=_text(file),
+            sha256=_text(sha256),
+            environment=None if environment is None else _text(environment),
+            problems=problems,
+            created=_number(created),
+        )
+    except _UNREADABLE as error:
+        _log.debug("skipped a model: %s", error)
         return None
 
 

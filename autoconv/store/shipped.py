@@ -30,6 +30,13 @@ def shipped_files() -> list[Path]:
     return sorted(folder.glob("*.db")) if folder else []
 
 
+def shipped_models(backend: str) -> list[Path]:
+    """The files of all shipped cost models of a backend, sorted by name: `cuda.npz`, `cuda_blackwell.npz`."""
+    folder = shipped_folder()
+    found = sorted(folder.glob(f"{backend}*.npz")) if folder else []
+    return [path for path in found if path.stem == backend or path.stem.startswith(f"{backend}_")]
+
+
 def open_shipped() -> dict[str, Store]:
     """All shipped databases, by name, open as immutable files; one that cannot be read is left out, and logged."""
     found, unread = open_all_shipped()

@@ -17,7 +17,7 @@ from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store import rows
 from autoconv.store.connection import FAILURES, connect, failure, turn
-from autoconv.store.contract import Qualification, Store
+from autoconv.store.contract import ModelRecord, Qualification, Store
 from autoconv.store.tables import LAST, Tables
 
 # Answered from the index on (environment, problem) alone.
@@ -50,6 +50,10 @@ _QUALIFICATIONS = f"""
     FROM qualifications q
     JOIN environments ON environments.id = environment
     LEFT JOIN origins ON origins.id = origin
+"""
+_TRUST = f"""
+    INSERT OR REPLACE INTO models ({", ".join(rows.MODEL_COLUMNS)})
+    VALUES ({", ".join("?" for _ in rows.MODEL_COLUMNS)})
 """
 _GROUPS_AT_ONCE = 256
 
@@ -223,6 +227,23 @@ class SqliteStore:
     def qualifications(self) -> list[Qualification]:
         """As the contract says."""
         return _qualifications(self._select(f"{_QUALIFICATIONS} ORDER BY q.id"))
+
+    def trust_model(self, model: ModelRecord) -> None:
+        """As the contract says.
+
+        Raises:
+            ValueError: `created` is not finite.
+        """
+        row = rows.model_row(model)
+        with self.writing() as (connection, _):
+            connection.execute(_TRUST, row)
+
+    def trusted_models(self) -> list[ModelRecord]:
+        """As the contract says."""
+        if not self._select("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'models'"):
+            return []
+        found = self._select(f"SELECT {', '.join(rows.MODEL_COLUMNS)} FROM models ORDER BY id")
+        return [model for model in map(rows.model_of, found) if model is not None]
 
     def close(self) -> None:
         """As the contract says; twice is once."""

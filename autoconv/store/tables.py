@@ -108,6 +108,8 @@ class Tables:
 
     def add(self, problem: Problem, records: Sequence[Record]) -> None:
         """Add checked records of a problem, in runs of those that follow one another."""
+        if not records:
+            return  # and the problem is known no sooner than it has one
         connection = self._connection
         number = self.problem(problem)
         environments = {key: self.environment(key) for key in dict.fromkeys(r.environment for r in records)}

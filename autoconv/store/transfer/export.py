@@ -73,7 +73,7 @@ def export(
     are empty, objects and lists are JSON. Its columns `device` and `median_us` are for people. An error that is
     infinite is the text "inf" in JSON, which has no such number. Rows that cannot be understood are left out of both.
 
-    No host name, path or pid leaves: notes and pending problems stay behind, and the messages of errors are
+    No host name, path or pid leaves: notes, pending problems and cost models stay behind, and the messages of errors are
     scrubbed. Nor does where an imported measurement had come from. The file appears whole or not at all, and the
     database is only read.
 
@@ -166,6 +166,8 @@ def _copy(connection: sqlite3.Connection, out: Path, selection: Selection) -> Ex
         copy.execute("BEGIN")
         copy.execute("DELETE FROM notes")
         copy.execute("DELETE FROM pending")
+        if copy.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'models'").fetchone():
+            copy.execute("DELETE FROM models")
         if not selection.is_everything:
             _leave_out(copy, selection)
         copy.execute("DELETE FROM problems WHERE id NOT IN (SELECT problem FROM runs)")
