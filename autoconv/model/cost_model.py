@@ -53,6 +53,8 @@ class Source:
         device: Its device, for people.
         ceilings: What that can do at most.
         problems: How many problems.
+        file_sha256: Of the file as a whole, where nothing writes it any more: a shipped model is not used beside
+            another of that name. Empty where it was not taken.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Source:
     device: str
     ceilings: Ceilings
     problems: int
+    file_sha256: str = ""
 
 
 @dataclass(frozen=True)
