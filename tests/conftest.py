@@ -10,11 +10,13 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from hypothesis import settings
+from models import part, quick
 
 import autoconv
 from autoconv import _calls, dispatch, environment
 from autoconv import settings as _settings
 from autoconv.algorithms import algorithms
+from autoconv.model.learning import learn
 from autoconv.store import open_store, shipped
 from autoconv.tuning.qualification import Qualifier
 
@@ -78,6 +80,17 @@ def qualified_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.qualify(gradients)
     store.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `some.db`, a part of a shipped database, and a model of it, `cpu.npz` and `cpu.joblib`. Copy it."""
+    folder = tmp_path_factory.mktemp("model")
+    part(folder / "some.db")
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        learn([folder / "some.db"], "cpu", folder / "cpu.npz", private=False)
+    return folder
 
 
 @pytest.fixture

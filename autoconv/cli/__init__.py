@@ -11,8 +11,10 @@ from autoconv._version import __version__
 from autoconv.cli._common import Group
 from autoconv.cli.demo import demo
 from autoconv.cli.doctor import doctor
+from autoconv.cli.evaluate import evaluate
 from autoconv.cli.explain import explain
 from autoconv.cli.sweep import sweep
+from autoconv.cli.train import train
 from autoconv.cli.transfer import export, import_
 from autoconv.errors import AutoconvWarning
 
@@ -33,5 +35,5 @@ def _show_warning(message: Warning | str, category: type[Warning], *_where: Any)
     click.echo(f"{'autoconv' if issubclass(category, AutoconvWarning) else category.__name__}: {message}", err=True)
 
 
-for _command in (demo, sweep, explain, export, import_, doctor):
+for _command in (demo, sweep, train, evaluate, explain, export, import_, doctor):
     main.add_command(_command)

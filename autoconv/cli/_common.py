@@ -60,6 +60,14 @@ def settings(database: Path | None, **changes: object) -> Any:
     return given.with_changes(given.current(), chosen)
 
 
+def backend_here() -> str:
+    """The backend of this machine's default device."""
+    from autoconv._backend import mx
+    from autoconv.environment import backend_of
+
+    return backend_of(mx.default_device().type)
+
+
 @dataclass(frozen=True)
 class Bar:
     """A progress bar, or none.

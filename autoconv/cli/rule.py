@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autoconv.cli._common import progress_of, settings
+from autoconv.cli._common import backend_here, progress_of, settings
 from autoconv.report.words import printable
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def export_rule(out: Path, selection: Selection, backend: str | None, database: 
     from autoconv.model import rule as rules
     from autoconv.model.rule.metal import lacking
 
-    backend = backend or _backend()
+    backend = backend or backend_here()
     with progress_of(f"reading what was measured on {backend}") as tell, ExitStack() as stack:
         stores = [stack.enter_context(closing(store)) for store in _stores(database)]
         cases = rules.cases_in(stores, backend, selection, tell)
@@ -41,13 +41,6 @@ def export_rule(out: Path, selection: Selection, backend: str | None, database: 
             click.echo(printable(str(path)))
     if written.missing:
         click.echo(printable(written.missing), err=True)
-
-
-def _backend() -> str:
-    from autoconv._backend import mx
-    from autoconv.environment import backend_of
-
-    return backend_of(mx.default_device().type)
 
 
 def _stores(database: Path | None) -> list[Store]:

@@ -7,7 +7,7 @@ with the package. Nothing here imports NumPy or a model before there is a file t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from autoconv.environment import Environment
 from autoconv.errors import ModelError, StoreError
 from autoconv.model.advice import Adviser
 from autoconv.settings import Settings
-from autoconv.store import ModelRecord, default_path, open_store
+from autoconv.store import ModelRecord, Store, default_path, open_store
 from autoconv.store import shipped as came
 
 if TYPE_CHECKING:
@@ -71,6 +71,46 @@ def model_for(where: Environment, ceilings: Mapping[str, float], settings: Setti
     return None, "; ".join(reasons) or NONE_THERE
 
 
+def ceilings_of(
+    where: Environment, settings: Settings, shipped: Mapping[str, Store] | None = None
+) -> Mapping[str, float]:
+    """What an environment's device can do at most, by its own first run or by that of its like; nothing where there was
+    none.
+
+    Args:
+        where: The environment.
+        settings: The settings, which name the user's own database.
+        shipped: Databases that came with the package, by name. Default: those that did.
+    """
+    from autoconv.tuning.qualification import fingerprint
+
+    database: Path = settings.database or default_path()
+    asked_for = fingerprint(algorithms())
+    with ExitStack() as stack:
+        stores: list[Store] = []
+        if database.exists():
+            with suppress(StoreError):  # whoever opens it to use it tells of that
+                stores.append(stack.enter_context(closing(open_store(database, readonly=True))))
+        if shipped is None:
+            shipped = came.open_shipped()
+            for store in shipped.values():
+                stack.callback(store.close)
+        for store in (*stores, *shipped.values()):
+            with suppress(StoreError):  # as above
+                known = store.qualification(where.id, asked_for)
+                if known is not None:
+                    return known.ceilings
+    return {}
+
+
+def fault_here(model: CostModel, where: Environment, database: Path) -> str:
+    """Why a user's own model may not advise in an environment, whatever its card; empty if it may."""
+    here = sum(s.problems for s in model.origin.sources if s.environment == where.id and s.name == database.name)
+    if here >= LEAST_HERE:
+        return ""
+    return f"it learned from {here} problems measured here, and {LEAST_HERE} are needed"
+
+
 def trusted(settings: Settings, backend: str) -> tuple[Path, ModelRecord] | None:
     """The file of the user's own model of a backend, and what the database says of it; None where there is none.
 
@@ -101,11 +141,8 @@ def _own(where: Environment, settings: Settings) -> tuple[CostModel | None, str]
         return None, f"your own model is not used: {error}"
     except StoreError:  # the caller has warned of it
         return None, ""
-    database: Path = settings.database or default_path()
-    here = sum(s.problems for s in model.origin.sources if s.environment == where.id and s.name == database.name)
-    if here < LEAST_HERE:
-        return None, f"{path.name} is not used: it learned from {here} problems measured here, {LEAST_HERE} are needed"
-    return model, ""
+    fault = fault_here(model, where, settings.database or default_path())
+    return (None, f"{path.name} is not used: {fault}") if fault else (model, "")
 
 
 def _loaded(path: Path, sha256: str | None = None) -> CostModel:

@@ -56,8 +56,22 @@ def learn(databases: Sequence[Path], backend: str, out: Path, *, private: bool, 
     return shelf.keep(trained.model, trained.estimators, out, private=private)
 
 
-def learn_own(settings: Settings, where: Environment, tell: Tell = lambda _: None) -> Kept:
-    """The user's own model of a device's backend, written beside their database, which trusts it from then on.
+def learn_own(
+    settings: Settings,
+    where: Environment,
+    *,
+    databases: Sequence[Path] = (),
+    backend: str | None = None,
+    tell: Tell = lambda _: None,
+) -> Kept:
+    """The user's own model, written beside their database, which trusts it from then on.
+
+    Args:
+        settings: The settings, which name that database.
+        where: This machine.
+        databases: What to learn from. Default: `default_databases`.
+        backend: The backend. Default: this machine's.
+        tell: As in `learn`.
 
     Raises:
         ModelError, StoreError: as `learn`.
@@ -65,7 +79,9 @@ def learn_own(settings: Settings, where: Environment, tell: Tell = lambda _: Non
     from autoconv.model.shelf import own_path
 
     database: Path = settings.database or default_path()
-    kept = learn(default_databases(settings), where.backend, own_path(database, where.backend), private=True, tell=tell)
+    backend = backend or where.backend
+    learned_from = databases or default_databases(settings)
+    kept = learn(learned_from, backend, own_path(database, backend), private=True, tell=tell)
     trust(kept, database, where)
     return kept
 
@@ -147,8 +163,16 @@ def reproduced(model: CostModel, databases: Sequence[Path]) -> Material:
         ModelError: one is missing, or has other measurements than it had.
         StoreError: one cannot be read.
     """
+    from autoconv.model import shelf
+
     wanted = list(dict.fromkeys(source.name for source in model.origin.sources))
-    there = {path.name: path for path in reversed(databases)}
+    digests = {source.name: source.file_sha256 for source in model.origin.sources}
+    there: dict[str, Path] = {}
+    for path in databases:
+        if path.name in digests and path.exists():
+            # Of several of a name, the one that is the very file.
+            is_it = shelf.file_sha256(path) == digests[path.name]
+            there[path.name] = path if is_it else there.get(path.name, path)
     missing = [name for name in wanted if name not in there]
     if missing:
         msg = f"{model.name} learned from {missing[0]}, which is neither yours nor came with the package"
@@ -184,7 +208,8 @@ def _newest(stores: Mapping[str, Store], found: Material) -> float:
 
 def _in_use(path: Path) -> bool:
     """Whether changes wait beside a database."""
-    return any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-journal"))
+    beside = (Path(f"{path}{suffix}") for suffix in ("-wal", "-journal"))
+    return any(file.exists() and file.stat().st_size for file in beside)
 
 
 def _is_same(path: Path, other: Path) -> bool:

@@ -21,7 +21,7 @@ from autoconv.decision import Limits, choose
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
 from autoconv.kin import are_kin, differences
-from autoconv.model.advisers import Advisers, adviser_for
+from autoconv.model.advisers import Advisers, adviser_for, ceilings_of
 from autoconv.report.words import cell
 from autoconv.settings import Settings
 from autoconv.store import Store, default_path, open_store
@@ -159,26 +159,10 @@ def _shipped(where: Environment, shipped: Mapping[str, Store]) -> Finding:
 def _model(chosen: Settings, where: Environment, shipped: Mapping[str, Store], advisers: Advisers) -> Finding:
     """Which cost model applies here, or why none does."""
     try:
-        found, why = advisers(where, _ceilings(chosen, where, shipped), chosen)
+        found, why = advisers(where, ceilings_of(where, chosen, shipped), chosen)
         return Finding("cost model", why if found is None else f"{found.name} applies")
     except BROKEN as error:
         return Finding("cost model", f"it cannot be used: {describe(error)}", "train another, or install autoconv anew")
-
-
-def _ceilings(chosen: Settings, where: Environment, shipped: Mapping[str, Store]) -> Mapping[str, float]:
-    """The device's, by its own first run or by that of its like; nothing where there was none."""
-    path, asked_for = chosen.database or default_path(), fingerprint(algorithms())
-    with contextlib.ExitStack() as stack:
-        stores = list(shipped.values())
-        if path.exists():
-            with contextlib.suppress(StoreError):  # which is told of as the database's
-                stores.insert(0, stack.enter_context(contextlib.closing(open_store(path, readonly=True))))
-        for store in stores:
-            with contextlib.suppress(StoreError):  # as above
-                known = store.qualification(where.id, asked_for)
-                if known is not None:
-                    return known.ceilings
-    return {}
 
 
 def _unread(unread: Mapping[str, str]) -> Iterator[Finding]:

@@ -48,10 +48,10 @@ def connect(file: Path, *, readonly: bool, immutable: bool = False) -> sqlite3.C
     """A connection to a database, usable from any thread, in autocommit mode.
 
     For writing, the file and its folders are created where they are missing, for the user alone, and an older
-    schema is brought up to the newest. For reading only, schema `READABLE` will do, and nothing is created or changed, save that SQLite itself
-    may put its -wal and -shm files beside a database in WAL mode. What is immutable as well, such as a file that came
-    with a package, is read as it lies there, in folders that cannot be written too: no file is put beside it, no lock
-    is taken, and changes that wait in a -wal file are not seen. Nothing may write it meanwhile.
+    schema is brought up to the newest. For reading only, schema `READABLE` will do, and nothing is created or changed,
+    save that SQLite itself may put its -wal and -shm files beside a database in WAL mode. What is immutable as well,
+    such as a file that came with a package, is read as it lies there, in folders that cannot be written too: no file is
+    put beside it, no lock is taken, and changes that wait in a -wal file are not seen. Nothing may write it meanwhile.
 
     Raises:
         SchemaError: the file is no autoconv database, or a newer version's; it has not been changed.

@@ -73,8 +73,8 @@ def export(
     are empty, objects and lists are JSON. Its columns `device` and `median_us` are for people. An error that is
     infinite is the text "inf" in JSON, which has no such number. Rows that cannot be understood are left out of both.
 
-    No host name, path or pid leaves: notes, pending problems and cost models stay behind, and the messages of errors are
-    scrubbed. Nor does where an imported measurement had come from. The file appears whole or not at all, and the
+    No host name, path or pid leaves: notes, pending problems and cost models stay behind, and the messages of errors
+    are scrubbed. Nor does where an imported measurement had come from. The file appears whole or not at all, and the
     database is only read.
 
     Args:

@@ -1,0 +1,133 @@
+"""`autoconv train`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autoconv.cli._common import Command, backend_here, database_option, json_option, progress, settings
+from autoconv.report.words import printable
+
+if TYPE_CHECKING:
+    from autoconv.model.shelf import Kept
+
+
+@click.command(
+    cls=Command,
+    epilog="Example: autoconv train, or autoconv train nvidia_h200.db --backend cuda -o cuda.npz",
+)
+@click.argument("databases", nargs=-1, type=click.Path(path_type=Path), metavar="[DATABASE ...]")
+@click.option(
+    "--backend",
+    type=click.Choice(["metal", "cuda", "cpu"]),
+    help="Whose measurements to learn from. Default: this machine's.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="MODEL.npz",
+    help="Write the model there, its estimators as MODEL.joblib and its card as MODEL.md. Default: a model of your own "
+    "beside your database, which is used from then on.",
+)
+@database_option
+@json_option
+def train(
+    databases: Sequence[Path], backend: str | None, out: Path | None, database: Path | None, as_json: bool
+) -> None:
+    """Train a cost model from what DATABASEs have, by default from yours and those that came with the package.
+
+    Shows how good its choices were on networks, shapes and devices that it did not see. The same measurements give the
+    same model, bit for bit. Exit code 1 where that is not good enough: the model is kept, and is not used.
+    """
+    from autoconv.errors import ModelError
+    from autoconv.report import judgements, tables
+
+    missing = [path for path in databases if not path.is_file()]
+    if missing:
+        msg = f"there is no database {missing[0]}"
+        raise click.ClickException(printable(msg))
+    if out is not None and out.suffix != ".npz":
+        msg = f"a model is a file .npz, not {out.name}"
+        raise ModelError(msg)
+    with progress(None, "training") as bar:
+        kept, unused = _train(databases, backend or backend_here(), out, settings(database), bar.advance)
+    card = kept.model.card
+    fault = card.fault()
+    if as_json:
+        click.echo(json.dumps(_as_dict(kept, fault, unused), indent=2))
+    else:
+        origin = kept.model.origin
+        click.echo(printable(f"{kept.path}: {origin.problems} problems of {' and '.join(origin.devices)}"))
+        tables.console().print(judgements.of_card(card.judgements))
+    if fault or unused:
+        click.echo(printable(f"autoconv: it is kept, and is not used: {fault or unused}"), err=True)
+    if fault:
+        raise click.exceptions.Exit(1)
+
+
+def _train(databases: Sequence[Path], backend: str, out: Path | None, chosen: Any, tell: Any) -> tuple[Kept, str]:
+    """The model, and why it is not used here whatever its card."""
+    from autoconv import environment
+    from autoconv._backend import mx
+    from autoconv.model import advisers, learning, shelf
+    from autoconv.store import default_path
+
+    if out is not None:
+        kept = learning.learn(databases or learning.default_databases(chosen), backend, out, private=False, tell=tell)
+        shelf.write(out.with_suffix(".md"), _card(kept).encode())
+        return kept, ""
+    where = environment.of(mx.default_device())
+    kept = learning.learn_own(chosen, where, databases=databases, backend=backend, tell=tell)
+    if backend != where.backend:
+        return kept, f"this machine's backend is {where.backend}"
+    return kept, advisers.fault_here(kept.model, where, chosen.database or default_path())
+
+
+def _card(kept: Kept) -> str:
+    """The card for people."""
+    origin = kept.model.origin
+    fault = kept.model.card.fault()
+    lines = [
+        f"# {kept.path.name}",
+        "",
+        f"A cost model of {origin.backend}: {origin.problems} problems of {' and '.join(origin.devices)}, by "
+        + ", ".join(f"{name} {version}" for name, version in origin.libraries.items())
+        + ".",
+        "",
+        *([f"It is not used: {fault}.", ""] if fault else []),
+        "| database | device | problems |",
+        "| --- | --- | ---: |",
+        *(f"| {source.name} | {source.device} | {source.problems} |" for source in origin.sources),
+        "",
+        "It knows " + ", ".join(f"{name}@{version}" for name, version in sorted(origin.algorithms.items())) + ".",
+        "",
+        *kept.model.card.markdown(),
+        "",
+        "`autoconv evaluate` makes these tables again.",
+        "",
+    ]
+    return printable_lines(lines)
+
+
+def printable_lines(lines: Sequence[str]) -> str:
+    """Lines without what a terminal would obey."""
+    return "\n".join(map(printable, lines))
+
+
+def _as_dict(kept: Kept, fault: str, unused: str) -> dict[str, Any]:
+    origin = kept.model.origin
+    return {
+        "model": str(kept.path),
+        "sha256": kept.sha256,
+        "backend": origin.backend,
+        "problems": origin.problems,
+        "devices": list(origin.devices),
+        "fault": fault or None,
+        "unused": unused or None,
+        "card": kept.model.card.as_dict(),
+    }
