@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoconv.cli._common import INTERRUPTED, Command, json_option, progress, settings
+from autoconv.report.words import printable
 
 if TYPE_CHECKING:
+    from autoconv.model.shelf import Kept
     from autoconv.problem import Problem
     from autoconv.settings import Settings
-    from autoconv.sweep import Layer, Measured
+    from autoconv.sweep import Estimator, Layer, Measured
     from autoconv.sweep.runner import Outcome
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -98,6 +100,12 @@ class _Asked:
     help="On a Mac, go on as well on battery, in Low Power Mode or throttled, where a sweep pauses otherwise.",
 )
 @click.option(
+    "--train/--no-train",
+    "trains",
+    default=True,
+    help="At the end train a cost model of this device (default), where 150 convolutions or more were measured on it.",
+)
+@click.option(
     "--scheduler",
     metavar="ADDRESS",
     help="Spread the work over the workers of a Dask scheduler, such as tls://HOST:8786, instead of timing here.",
@@ -120,6 +128,7 @@ def sweep(
     time_limit: float | None,
     resume: bool,
     on_battery: bool,
+    trains: bool,
     scheduler: str | None,
     insecure: bool,
     database: Path | None,
@@ -130,7 +139,8 @@ def sweep(
 
     A WORKLOAD is a CSV file with a convolution a row, or the name of one that comes with the package. Each is timed in
     a process of its own, so that a candidate that ends it ends no sweep. Ctrl-C ends after the current convolution;
-    the same command goes on from there. Exit code 1 where any could not be timed.
+    the same command goes on from there. A cost model of this device is trained at the end. Exit code 1 where any
+    convolution could not be timed.
     """
     wanted = _Asked(count=count or 0, **asked)
     if not wanted.workloads and not wanted.pending and not wanted.count:
@@ -163,6 +173,8 @@ def sweep(
         click.echo(f"{why} after {len(outcomes)} of {swept.expected}; the same command goes on from there", err=True)
     if stop.is_set():
         raise click.exceptions.Exit(INTERRUPTED)
+    if trains and any(outcome.ending == "timed" for outcome in outcomes):
+        _train(chosen)
     if tables.failures(outcomes):
         raise click.exceptions.Exit(1)
 
@@ -220,6 +232,7 @@ def _here(layers: Sequence[Layer], how: _How) -> _Swept:
             again=how.again,
             limit_s=how.limit_s,
             measured=_measured(how.chosen) if layers else (),
+            informed=_informed(how.chosen),
             stop=how.stop,
             tell=_teller(bar.advance),
             wait=wait,
@@ -263,6 +276,65 @@ def _fleet(layers: Sequence[Layer], how: _How, scheduler: str, insecure: bool) -
             hindered=how.on_battery,
         )
     return _Swept(outcomes, expected, {"total": time.monotonic() - start})
+
+
+def _train(chosen: Settings) -> None:
+    """Train the user's own model, if enough was measured here; what goes wrong is one line, as the sweep is done."""
+    from autoconv import environment
+    from autoconv._backend import mx
+    from autoconv.counsellor import BROKEN, describe
+    from autoconv.model import learning
+    from autoconv.model.advisers import LEAST_HERE, fault_here
+    from autoconv.store import default_path
+
+    where = environment.of(mx.default_device())
+    try:
+        count = learning.measured_here(chosen, where)
+        if count < LEAST_HERE:
+            return
+        _say(f"training a cost model: {count} convolutions are measured here; --no-train leaves it")
+        with progress(None, "training") as bar:
+            kept = learning.learn_own(chosen, where, tell=bar.advance)
+        _say(printable(_worth(kept, fault_here(kept.model, where, chosen.database or default_path()))))
+    except BROKEN as error:
+        _say(printable(f"no cost model was trained: {describe(error)}"))
+    except KeyboardInterrupt:
+        _say("training was interrupted, the measurements are kept; `autoconv train` begins it anew")
+        raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _worth(kept: Kept, unfit: str) -> str:
+    """How good a model is, in a line; or why it is not used."""
+    fault = kept.model.card.fault() or unfit
+    if fault:
+        return f"{kept.path.name} is kept, and is not used: {fault}"
+    ways = kept.model.card.judgements["network"]["all"]
+    auto, native = ways["auto"], ways["native"]
+    return (
+        f"{kept.path.name} is used from now on: on networks that it did not see {auto.regret_mean:.1%} slower than the "
+        f"best in the mean, {auto.timed_share:.0%} of shapes timed, where native is {native.regret_mean:.1%} slower"
+    )
+
+
+def _informed(chosen: Settings) -> Callable[[Estimator], Estimator]:
+    """What makes an estimator know what the cost model that applies here knows; nothing more where none does."""
+    from autoconv import environment
+    from autoconv._backend import mx
+    from autoconv.algorithms import candidates
+    from autoconv.counsellor import BROKEN
+    from autoconv.grounds import memory_bytes
+    from autoconv.model.advisers import adviser_for, ceilings_of
+    from autoconv.sweep.informed import ModelEstimator
+
+    where = environment.of(mx.default_device())
+    try:
+        adviser, _ = adviser_for(where, ceilings_of(where, chosen), chosen)
+    except BROKEN:  # which `doctor` tells of; here it is about the order alone
+        adviser = None
+    if adviser is None:
+        return lambda estimator: estimator
+    limit = memory_bytes(chosen, where)
+    return ModelEstimator(adviser, lambda problem: candidates(problem, where.backend, memory_bytes=limit)).over
 
 
 def _measured(chosen: Settings) -> list[Measured]:

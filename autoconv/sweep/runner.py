@@ -23,7 +23,7 @@ from autoconv.errors import AccuracyError, DeviceLostError, TuningError
 from autoconv.problem import Problem
 from autoconv.settings import Settings
 from autoconv.sweep.measured import as_measured
-from autoconv.sweep.order import Measured, Neighbours, ordered
+from autoconv.sweep.order import Estimator, Measured, Neighbours, ordered
 from autoconv.sweep.workload import Layer
 from autoconv.tuning.bench import Clock
 
@@ -149,6 +149,7 @@ def sweep(
     again: Collection[Problem] = (),
     limit_s: float = math.inf,
     measured: Sequence[Measured] = (),
+    informed: Callable[[Estimator], Estimator] = lambda estimator: estimator,
     stop: threading.Event | None = None,
     tell: Callable[[Outcome], None] = lambda _: None,
     wait: Callable[[], None] = lambda: None,
@@ -165,6 +166,7 @@ def sweep(
         again: The problems of which that holds in any case: those that calls noted, of which a duel may be known.
         limit_s: Seconds after which no other problem is begun.
         measured: What is known of other problems, by which the order is made.
+        informed: From an estimator by those to one that knows more (see `informed.ModelEstimator`).
         stop: Ends the sweep after the current problem once it is asked to.
         tell: Called with each outcome as it comes.
         wait: Called before each problem; returns when timing makes sense.
@@ -202,7 +204,7 @@ def sweep(
             add(as_known(layer, known))
     while left and not over():
         seen = filter(None, (as_measured(o.layer.problem, o.decision) for o in outcomes.values()))
-        left = ordered(left, Neighbours([*measured, *seen]))
+        left = ordered(left, informed(Neighbours([*measured, *seen])))
         now, left = left[:REORDER], left[REORDER:]
         for layer in now:
             wait()
