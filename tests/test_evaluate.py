@@ -48,7 +48,7 @@ def test_the_card_is_made_again(folder: Path) -> None:
 def test_that_of_the_model_that_applies_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(came, "shipped_models", lambda _backend: [folder / "cpu.npz"])
     monkeypatch.setattr(came, "shipped_files", lambda: [folder / "some.db"])
-    found = json.loads(run("evaluate", "--json").output)
+    found = json.loads(run("evaluate", "--json").stdout)
     assert (found["model"], found["reproduced"], found["differences"]) == ("cpu.npz", True, [])
     assert found["card"] == shelf.load(folder / "cpu.npz").card.as_dict()
 
@@ -75,7 +75,7 @@ def test_few_of_many_differences_are_told_of(folder: Path) -> None:
 
 def test_on_a_database_it_is_judged_by_the_shapes_that_it_did_not_learn(folder: Path, tmp_path: Path) -> None:
     more = part(tmp_path / "more.db", start=PROBLEMS - 10, count=40)
-    found = json.loads(run("evaluate", more, "--model", folder / "cpu.npz", "--json").output)
+    found = json.loads(run("evaluate", more, "--model", folder / "cpu.npz", "--json").stdout)
     assert found["learned"] >= 10
     assert found["problems"] + found["learned"] == 40
     assert found["groups"]["all"]["native"]["problems"] == found["problems"]
@@ -86,7 +86,7 @@ def test_on_a_database_it_is_judged_by_the_shapes_that_it_did_not_learn(folder: 
 
 def test_on_a_workload_it_is_judged_by_the_measured_problems_of_it(folder: Path, tmp_path: Path) -> None:
     more = part(tmp_path / "more.db", start=PROBLEMS, count=60)
-    everything = json.loads(run("evaluate", more, "--model", folder / "cpu.npz", "--json").output)
+    everything = json.loads(run("evaluate", more, "--model", folder / "cpu.npz", "--json").stdout)
     model = shelf.load(folder / "cpu.npz")
     learned = {example.shape for example in learning.reproduced(model, [folder / "some.db"]).examples}
     with learning.opened([more]) as stores:
@@ -101,7 +101,7 @@ def test_on_a_workload_it_is_judged_by_the_measured_problems_of_it(folder: Path,
     sizes = [*problem.input_shape, problem.weight_shape[0], *problem.weight_shape[1:4], *problem.padding_low]
     workload = tmp_path / "mine.csv"
     workload.write_text(f"{HEADER}net,a,{','.join(map(str, sizes))}\n")
-    found = json.loads(run("evaluate", more, workload, "--model", folder / "cpu.npz", "--json").output)
+    found = json.loads(run("evaluate", more, workload, "--model", folder / "cpu.npz", "--json").stdout)
     assert 1 <= found["problems"] < everything["problems"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import random
 import shutil
 import stat
 import subprocess
@@ -26,7 +27,7 @@ from autoconv.environment import Environment
 from autoconv.errors import ModelError
 from autoconv.model import advisers, card, learning, shelf, training
 from autoconv.model.advisers import adviser_for, ceilings_of
-from autoconv.model.cost_model import CostModel, pack
+from autoconv.model.cost_model import CostModel, pack, unpack
 from autoconv.model.examples import tabulate
 from autoconv.store import ModelRecord, open_store
 from autoconv.store import shipped as came
@@ -164,6 +165,22 @@ def test_a_model_is_read_without_pickles(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         shelf.load(tmp_path / "evil.npz")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_model_is_refused_whatever_the_damage(folder: Path, seed: int) -> None:
+    data, chance = (folder / "cpu.npz").read_bytes(), random.Random(seed)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(data)
+        for _ in range(chance.choice([1, 5])):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        damaged[-chance.randrange(1, 700)] ^= 1 << chance.randrange(8)
+        try:
+            unpack(bytes(damaged), "cpu.npz")
+        except ModelError:
+            refused += 1
+    assert refused > 50
 
 
 # Which one advises
@@ -321,7 +338,7 @@ def test_what_a_database_trusts_is_one_backend_s(own: Path) -> None:
 
 def test_neither_scikit_learn_nor_joblib_is_imported_to_advise(model_folder: Path) -> None:
     code = f"""
-import math, sys
+import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from autoconv import settings
@@ -331,7 +348,7 @@ from autoconv.model import card
 from autoconv.model.advisers import adviser_for
 from autoconv.problem import Problem
 from autoconv.store import shipped
-card.MAX_WORSE_SHARE, card.MAX_WORSE = 1.0, math.inf
+card.Card.fault = lambda self: ""
 folder = Path({str(model_folder)!r})
 shipped.shipped_models = lambda backend: [folder / "cpu.npz"]
 shipped.shipped_files = lambda: [folder / "some.db"]

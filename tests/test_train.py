@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from models import PROBLEMS, part, quick, there
+from models import FAULT, PROBLEMS, part, quick, there
 
 from autoconv import environment, settings
 from autoconv._backend import mx
@@ -99,12 +99,13 @@ def test_without_arguments_it_is_the_users_own_and_trusted(database: Path) -> No
 
 
 def test_as_json(database: Path, tmp_path: Path) -> None:
-    found = json.loads(run("train", database, "--backend", "cpu", "-o", tmp_path / "m.npz", "--json").output)
+    found = json.loads(run("train", database, "--backend", "cpu", "-o", tmp_path / "m.npz", "--json").stdout)
     assert (found["backend"], found["problems"], found["fault"]) == ("cpu", PROBLEMS, None)
     assert found["card"]["judgements"]["network"]["all"]["predict"]["problems"] > 100
 
 
 def test_with_a_bad_card_it_is_kept_and_the_exit_code_says_so(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card.Card, "fault", FAULT)
     monkeypatch.setattr(card, "MAX_WORSE_SHARE", -1.0)
     found = run("train", "--database", database)
     assert found.exit_code == 1

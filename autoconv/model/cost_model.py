@@ -10,7 +10,10 @@ import hashlib
 import io
 import json
 import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +40,24 @@ OUTPUTS = 3
 
 MOST_BYTES = 64 * 10**6
 """A larger file is no model."""
+
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What comes of reading a file that was damaged."""
 
 REACH = math.log(4.0)
 """A device whose ceilings are all within this factor of those of one that the model learned from is near enough."""
@@ -262,7 +283,9 @@ def unpack(data: bytes, name: str) -> CostModel:
             card=Card.of_dict(about["card"]),
             name=name,
         )
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except ModelError:
+        raise
+    except UNREADABLE as error:
         msg = f"no model that can be read: {' '.join(str(error).split())[:200]}"
         raise ModelError(msg) from error
     if model.lowest.shape != (sizes[0],) or model.highest.shape != (sizes[0],) or NATIVE not in vocabulary.words:
