@@ -168,6 +168,19 @@ def test_a_sweep_trains_the_users_own_model(swept: Path) -> None:
         assert [m.file for m in store.trusted_models()] == ["autoconv.cpu.npz"]
 
 
+def test_it_is_trained_anew_once_a_fifth_more_is_measured(swept: Path) -> None:
+    assert run("sweep", "--random", "1", "-o", swept).exit_code == 0
+    again = run("sweep", "--random", "1", "-o", swept)
+    assert again.exit_code == 0
+    assert "training" not in again.output
+    with settings.using(database=swept):
+        chosen = settings.current()
+        assert not learning.is_due(int(1.2 * PROBLEMS) - 1, chosen, there())
+        assert learning.is_due(int(1.2 * PROBLEMS), chosen, there())
+        shelf.own_path(swept, "cpu").write_bytes(b"damaged")
+        assert learning.is_due(PROBLEMS, chosen, there())
+
+
 def test_no_train_leaves_it(swept: Path) -> None:
     found = run("sweep", "--random", "1", "-o", swept, "--no-train")
     assert found.exit_code == 0, found.output

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 
+MORE = 1.2
+"""A sweep trains anew once so many times as many convolutions are measured here as the last model learned from: that
+takes minutes where there are thousands."""
+
 
 def default_databases(settings: Settings) -> list[Path]:
     """The user's own database, where it is begun, and those that came with the package."""
@@ -121,6 +125,36 @@ def measured_here(settings: Settings, where: Environment) -> int:
             problem.kind is Kind.FORWARD and any(not record.origin for record in records)
             for problem, records in store.all_records(where.id)
         )
+
+
+def is_due(count: int, settings: Settings, where: Environment) -> bool:
+    """Whether a model of a user's own is worth its minutes: there is enough to learn from, and `MORE` than there was.
+
+    Args:
+        count: How many convolutions are measured here (see `measured_here`).
+        settings: The settings, which name the database.
+        where: This machine.
+
+    Raises:
+        StoreError: the database cannot be read.
+    """
+    from autoconv.model.advisers import LEAST_HERE, trusted
+    from autoconv.model.shelf import load
+
+    found = trusted(settings, where.backend) if count >= LEAST_HERE else None
+    if found is None:
+        return count >= LEAST_HERE
+    path, record = found
+    try:
+        sources = load(path, record.sha256).origin.sources
+    except ModelError:  # it is gone or damaged
+        return True
+    return count >= MORE * sum(s.problems for s in sources if s.environment == where.id and s.name == _name(settings))
+
+
+def _name(settings: Settings) -> str:
+    database: Path = settings.database or default_path()
+    return database.name
 
 
 @contextmanager
