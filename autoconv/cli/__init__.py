@@ -12,6 +12,7 @@ from autoconv.cli._common import Group
 from autoconv.cli.demo import demo
 from autoconv.cli.doctor import doctor
 from autoconv.cli.explain import explain
+from autoconv.cli.run import run
 from autoconv.cli.sweep import sweep
 from autoconv.cli.transfer import export, import_
 from autoconv.errors import AutoconvWarning
@@ -33,5 +34,5 @@ def _show_warning(message: Warning | str, category: type[Warning], *_where: Any)
     click.echo(f"{'autoconv' if issubclass(category, AutoconvWarning) else category.__name__}: {message}", err=True)
 
 
-for _command in (demo, sweep, explain, export, import_, doctor):
+for _command in (demo, run, sweep, explain, export, import_, doctor):
     main.add_command(_command)
