@@ -196,6 +196,29 @@ def test_threads_may_patch_at_once() -> None:
     assert not is_patched()
 
 
+def test_a_block_that_begins_while_another_ends_holds() -> None:
+    class Slow(types.ModuleType):
+        """A module in which a change takes long enough for another thread to come."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if value == "MLX's" and ending.is_set():
+                begins.start()
+                begins.join(0.2)
+            super().__setattr__(name, value)
+
+    ending, module = threading.Event(), Slow("slow")
+    module.f = "MLX's"
+    patcher = Patcher(module, {"f": "MLX's"}, {"f": "ours"})
+    other = patcher.patch()
+    patcher.unpatch()
+    begins = threading.Thread(target=other.__enter__)
+    with patcher.patch():
+        ending.set()
+    begins.join()
+    assert module.f == "ours"
+    assert patcher.active
+
+
 def test_threads_convolve_while_others_patch(asked: list[Problem]) -> None:
     wanted, done = mx_conv3d(X, W), threading.Event()
     mx.eval(wanted)
@@ -258,6 +281,10 @@ def test_what_somebody_else_put_there_since_stays_and_what_it_calls_of_ours_is_i
     same(mx.conv3d(X, W), mx_conv3d(X, W))
     assert len(asked) == 1
     autoconv.unpatch()
+    assert mx.conv3d is mx_conv3d
+    mx.conv3d = ours
+    with autoconv.patch():
+        pass
     assert mx.conv3d is mx_conv3d
 
 
