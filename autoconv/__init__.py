@@ -18,6 +18,7 @@ from autoconv.errors import (
     WorkloadError,
 )
 from autoconv.ops import conv3d, conv_general, explain, statistics, tune
+from autoconv.patching import patch, unpatch
 from autoconv.report.explanation import Explanation
 from autoconv.settings import configure, using
 
@@ -42,7 +43,9 @@ __all__ = [
     "conv3d",
     "conv_general",
     "explain",
+    "patch",
     "statistics",
     "tune",
+    "unpatch",
     "using",
 ]

@@ -1,8 +1,12 @@
-"""MLX, imported once: `from autoconv._backend import mx` is how every module here gets it."""
+"""MLX, imported once: `from autoconv._backend import mx` is how every module here gets it.
+
+Beside it the two functions of MLX's that `patch` replaces, as they are without it.
+"""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 
 from autoconv.errors import BackendMissingError
 
@@ -17,4 +21,21 @@ except ImportError as error:
     msg = f"MLX cannot be loaded ({error}). Its backend is installed by: {what}"
     raise BackendMissingError(msg) from error
 
-__all__ = ["mx"]
+__all__ = ["ORIGINAL", "mx", "mx_conv3d", "mx_conv_general"]
+
+ORIGINAL = "_autoconv_original"
+"""The attribute of a function put in place of one of MLX's that holds the latter."""
+
+
+def _original(name: str) -> Callable[..., mx.array]:
+    """MLX's function of that name, also while an autoconv that was imported before this one has replaced it.
+
+    (A module that is reloaded would call itself else, and that the next one, without an end.)
+    """
+    found: Callable[..., mx.array] = getattr(mx, name)
+    original: Callable[..., mx.array] = getattr(found, ORIGINAL, found)
+    return original
+
+
+mx_conv3d = _original("conv3d")
+mx_conv_general = _original("conv_general")

@@ -61,6 +61,10 @@ _counter = itertools.count()
 hit = _counter.__next__
 """Counts a call whose shape was known; one step for the interpreter, so no thread's count is lost."""
 
+Listener = Callable[[Convolution, Problem, Decision], Convolution]
+listener: Listener | None = None
+"""Told of what each decision chose; what it returns runs in its place."""
+
 
 def found(input: mx.array, weight: mx.array, raw: tuple[object, ...]) -> Convolution | None:
     """What is known to run a call with these arguments, as it is written and under no settings of its own.
@@ -150,14 +154,16 @@ def _decide(
     decided = dispatcher().decide(problem, settings, device)
     candidate = dispatcher().candidate(decided, problem, device)
     waiting = _for_want_of_time(decided, settings)
+    run = candidate.build(problem)
+    if settings.gradients:
+        run = _with_gradients(run, candidate.name == NATIVE, problem, settings, device)
+    if listener is not None:
+        run = listener(run, problem, decided)
     if candidate.name == NATIVE and is_untouched(problem) and not waiting and not settings.gradients:
         known[key] = None
         return None
     low, high = padding_pair(arguments["padding"])
     crop = cropped(input.shape, low, high)[0] if min(*low, *high) < 0 else None
-    run = candidate.build(problem)
-    if settings.gradients:
-        run = _with_gradients(run, candidate.name == NATIVE, problem, settings, device)
     run = _adapted(run, dtype, crop, mixed=input.dtype != weight.dtype)
     known[key] = _provisional(run, key) if waiting else run
     return run
@@ -198,6 +204,8 @@ def _decide_gradient(
         run = unmeasured
     else:
         run = dispatcher().candidate(decided, problem, device).build(problem)
+    if listener is not None:
+        run = listener(run, problem, decided)
 
     def on_device(first: mx.array, second: mx.array, /) -> mx.array:
         """On the convolution's device, whichever is the default where the gradient is taken."""
@@ -259,9 +267,14 @@ def forget() -> None:
 _settings.on_configure.append(forget)
 
 
+def count_of(counter: itertools.count[int]) -> int:
+    """How far a counter is; a look that does not count."""
+    return int(repr(counter).removeprefix("count(").removesuffix(")"))
+
+
 def hits() -> int:
     """Calls so far whose shape was known."""
-    return int(repr(_counter).removeprefix("count(").removesuffix(")"))  # a look that does not count
+    return count_of(_counter)
 
 
 def kind_of(name: str) -> Kind:

@@ -210,6 +210,11 @@ class Dispatcher:
         with self._lock:
             return {source: self._counts[source] for source in Source if source is not Source.MEMORY}
 
+    @property
+    def tuned_s(self) -> float:
+        """Seconds that timing inside calls has taken, under whatever policy."""
+        return self._stall.all_seconds
+
     def explanation(
         self, problem: Problem, settings: Settings, device: mx.Device, found: Decision | None = None
     ) -> Explanation:
@@ -272,8 +277,7 @@ class Dispatcher:
         finally:
             if self._clock() - start > TOLD_S:  # and nothing was timed, or it was told
                 self._stall.tell_once("took a first look at this device", self._clock() - start, settings)
-            if capped:
-                self._stall.seconds += self._clock() - start
+            self._stall.add(self._clock() - start, capped=capped)
             self._timing.release()
 
     def _measure(

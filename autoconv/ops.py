@@ -7,14 +7,14 @@ from typing import Any
 
 from autoconv import settings as _settings
 from autoconv._backend import mx
+from autoconv._backend import mx_conv3d as _mx_conv3d
+from autoconv._backend import mx_conv_general as _mx_conv_general
 from autoconv._calls import Stream, call, changed, device_key, forget, hit, hits, kind_of, known, on, problem_of
 from autoconv.decision import Source
 from autoconv.problem import IntOrInts, Padding
 from autoconv.report.explanation import Explanation
 from autoconv.settings import Settings
 
-_mx_conv3d = mx.conv3d
-_mx_conv_general = mx.conv_general
 _around = _settings.override.get
 
 
@@ -79,13 +79,13 @@ def conv3d(
         else:
             hit()
             if run is None:
-                return _mx_conv3d(input, weight, stride, padding, dilation, groups)  # type: ignore[arg-type]
+                return _mx_conv3d(input, weight, stride, padding, dilation, groups)
             return run(input, weight)
     if not all(map(_is_int_or_three, (stride, padding, dilation))):  # `mx.conv3d` takes nothing else
         with on(stream):
-            return _mx_conv3d(input, weight, stride, padding, dilation, groups)  # type: ignore[arg-type]
+            return _mx_conv3d(input, weight, stride, padding, dilation, groups)
     return call(
-        lambda: _mx_conv3d(input, weight, stride, padding, dilation, groups),  # type: ignore[arg-type]
+        lambda: _mx_conv3d(input, weight, stride, padding, dilation, groups),
         input,
         weight,
         (stride, padding, dilation, groups),

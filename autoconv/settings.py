@@ -13,6 +13,7 @@ default. Variables are read once, when a setting is first needed, and nowhere el
 | `database` | `AUTOCONV_DATABASE` | file of the user's own database; by default in the user's data directory |
 | `readonly` | | whether the database is only read |
 | `gradients` | `AUTOCONV_GRADIENTS` | `1` or `0` (default): whether gradients are decided like convolutions |
+| | `AUTOCONV_PATCH` | `1` or `0` (default): whether `import autoconv` patches MLX (see `patching`) |
 | | `AUTOCONV_LOG` | level of the logger `autoconv`, such as `DEBUG`; nothing is printed by default |
 """
 
@@ -176,8 +177,11 @@ def _readonly(value: object) -> bool:
     return value
 
 
+_SWITCH = {"1": True, "true": True, "0": False, "false": False}
+
+
 def _gradients(value: object) -> bool:
-    found = {"1": True, "true": True, "0": False, "false": False}.get(str(value).lower())
+    found = _SWITCH.get(str(value).lower())
     if found is None or not isinstance(value, (bool, str)):
         msg = f"gradients must be True or False, in a variable 1 or 0; got {value!r}"
         raise SettingsError(msg)
@@ -243,6 +247,19 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
                 msg = f"{variable}: {error}"
                 raise SettingsError(msg) from None
     return settings
+
+
+def patches(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether `AUTOCONV_PATCH` asks for MLX to be patched at import; an empty variable is one that is not set.
+
+    Raises:
+        SettingsError: its value cannot be.
+    """
+    value = environ.get("AUTOCONV_PATCH") or "0"
+    if value.lower() not in _SWITCH:
+        msg = f"AUTOCONV_PATCH must be 1 or 0; got {value!r}"
+        raise SettingsError(msg)
+    return _SWITCH[value.lower()]
 
 
 def set_up_logging(level: str) -> None:

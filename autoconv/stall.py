@@ -17,6 +17,10 @@ class StallClock:
     Args:
         clock: Seconds.
         born: When the process began, by that clock. Default: now.
+
+    Attributes:
+        seconds: Those that count against the cap: under `auto`.
+        all_seconds: Those under any policy.
     """
 
     def __init__(self, clock: Clock, born: float | None = None) -> None:
@@ -24,11 +28,18 @@ class StallClock:
         self._born = clock() if born is None else born
         self._told = False
         self.seconds = 0.0
+        self.all_seconds = 0.0
 
     def left_s(self, settings: Settings) -> float:
         """Seconds that timing inside calls may still take."""
         age = self._clock() - self._born
         return settings.stall.seconds + settings.stall.share * age - self.seconds
+
+    def add(self, seconds: float, *, capped: bool) -> None:
+        """Count what timing inside a call took."""
+        self.all_seconds += seconds
+        if capped:
+            self.seconds += seconds
 
     def tell_once(self, what: str, seconds: float, settings: Settings) -> None:
         """One line on stderr about the first stall, which a user may wonder about."""

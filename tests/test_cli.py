@@ -79,7 +79,7 @@ def test_every_command_stands_in_the_readme(name: str) -> None:
 
 def test_every_variable_stands_in_the_readme() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for variable in [*settings.VARIABLES, "AUTOCONV_LOG", "AUTOCONV_BACKEND", "AUTOCONV_PYTHON"]:
+    for variable in [*settings.VARIABLES, "AUTOCONV_PATCH", "AUTOCONV_LOG", "AUTOCONV_BACKEND", "AUTOCONV_PYTHON"]:
         assert f"`{variable}`" in readme
 
 

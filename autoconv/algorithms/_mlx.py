@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from autoconv._backend import mx
+from autoconv._backend import mx_conv_general
 from autoconv.problem import Problem
 
-conv_general = mx.conv_general
-"""MLX's own function, whatever `mx.conv_general` is assigned to later."""
+conv_general = mx_conv_general
+"""MLX's own function, whatever `mx.conv_general` is assigned to."""
 
 MAX_DECOMPOSED_DEPTH = 7
 """Largest KD that the fixed rule of MLX's Metal backend decomposes."""

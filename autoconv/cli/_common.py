@@ -32,10 +32,30 @@ class Command(click.Command):
             raise click.ClickException(printable(" ".join(str(error).split()))) from error
 
 
+class Handover(BaseException):
+    """Leaves click for what is then to run: its errors, interrupts, exits and warnings are no affair of click's.
+
+    Args:
+        run: What is to run.
+    """
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        super().__init__()
+        self.run = run
+
+
 class Group(click.Group):
     """A group of such commands."""
 
     command_class = Command
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command, and what it hands over."""
+        try:
+            return super().main(*args, **extra)
+        except Handover as handover:
+            run = handover.run
+        return run()
 
 
 def database_option(function: Callable[..., None]) -> Callable[..., None]:
