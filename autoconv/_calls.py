@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -54,6 +55,9 @@ known: dict[object, Convolution | None] = {}
 """What runs a call, None for MLX as it is called: by all that the caller wrote, the device and the `using` around.
 Beside these, what computes a gradient, by its problem, its settings and the device.
 """
+
+_beaten: dict[object, tuple[bool, float]] = {}
+"""What `is_beaten` answered, and until when that stands."""
 
 _UNKNOWN = object()
 
@@ -258,10 +262,41 @@ def _provisional(run: Convolution, key: object) -> Convolution:
     return provisional
 
 
+def is_beaten(algorithm: str, problem: Problem, by: float) -> bool:
+    """Whether something else is known to be faster at a problem than an algorithm in any way, by more than that part.
+
+    Not where nothing is known, nor where times are asked for and there are none yet.
+    """
+    settings = _settings.current()
+    if settings.policy is Policy.OFF:
+        return False
+    key = (algorithm, problem, by, device_key(), _settings.override.get())
+    answer, until = _beaten.get(key, (False, -math.inf))
+    if time.monotonic() < until:
+        return answer
+    from autoconv.dispatch import dispatcher  # imports what only a first call needs
+
+    decided = dispatcher().decide(problem, settings, mx.default_device())
+    if decided.source is Source.NATIVE or decided.candidate.partition("(")[0] == algorithm:
+        answer = False
+    else:
+        best = decided.median_us(decided.candidate)
+        own = [v.record.median_us for v in decided.verdicts if v.record.algorithm == algorithm]
+        times = [time_us for time_us in own if time_us is not None]
+        answer = best is None or not times or min(times) > (1 + by) * best
+    until = math.inf
+    if _for_want_of_time(decided, settings):
+        wait = _waits[key] = min(MAX_RETRY_S, 2 * _waits.get(key, RETRY_S / 2))
+        until = time.monotonic() + wait
+    _beaten[key] = answer, until
+    return answer
+
+
 def forget() -> None:
     """Forget every decision of this process; databases keep theirs."""
     known.clear()
     _waits.clear()
+    _beaten.clear()
 
 
 _settings.on_configure.append(forget)
