@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import functools
+from collections.abc import Sequence
 
 from autoconv._backend import mx
 from autoconv.algorithms._algorithm import InTwoSteps
 from autoconv.algorithms._chunked import may_evaluate
+from autoconv.algorithms._fused import sum_dtype, sum_float32
 
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype = ctypes.c_void_p
@@ -59,3 +62,45 @@ class Derived:
     def __reduce__(self) -> tuple[type[Derived], tuple[()]]:
         """Nothing of it is pickled."""
         return Derived, ()
+
+
+class Kernels:
+    """The 2D kernels of a weight's depth taps, and sums of neighbouring ones; those that were asked for are kept."""
+
+    def __init__(self) -> None:
+        self._derived: dict[range, Derived] = {}
+
+    def of(self, weight: mx.array, taps: range) -> mx.array:
+        """`(C_out, KH, KW, C_in / groups)`, the sum over these taps, rounded once."""
+        (found,) = self._derived.setdefault(taps, Derived()).of(weight, _summed(taps))
+        return found
+
+    def __deepcopy__(self, _memo: object) -> Kernels:
+        """A copy of a layer derives anew."""
+        return Kernels()
+
+    def __reduce__(self) -> tuple[type[Kernels], tuple[()]]:
+        """Nothing of it is pickled."""
+        return Kernels, ()
+
+
+@functools.cache
+def _summed(taps: range) -> InTwoSteps:
+    """The first step of a convolution by the sum of these taps; one object for equal ones."""
+
+    def derive(weight: mx.array) -> tuple[mx.array, ...]:
+        kernels = [weight[:, tap] for tap in taps]
+        return (mx.contiguous(kernels[0]) if len(kernels) == 1 else total(kernels),)
+
+    return InTwoSteps(derive, _no_second_step)
+
+
+def total(parts: Sequence[mx.array]) -> mx.array:
+    """The sum of the parts, of those of 16 bits in float32."""
+    if len(parts) == 1:
+        return parts[0]
+    return (sum_float32 if parts[0].itemsize == 2 else sum_dtype)(*parts)
+
+
+def _no_second_step(_input: mx.array, _derived: Sequence[mx.array]) -> mx.array:
+    raise NotImplementedError
