@@ -250,6 +250,7 @@ def of_candidates(
     launch_us = ceilings["launch_us"]
     flops, moved = problem.flops, problem.bytes
     plain_us = max(flops / flops_per_us, moved / bytes_per_us) + launch_us
+    routes = _routes(problem, candidates) if backend == "metal" and vocabulary.routes else [""] * len(candidates)
     rows = []
     for candidate in candidates:
         cost, calls = candidate.cost(problem, backend), candidate.calls(problem, backend)
@@ -280,10 +281,11 @@ def of_candidates(
                 bound_us / plain_us,
             )
         )
-    routes = _routes(problem, candidates) if backend == "metal" and vocabulary.routes else [""] * len(candidates)
-    words = [vocabulary.row(c, route) for c, route in zip(candidates, routes, strict=True)]
+    if not rows:
+        return np.zeros((0, len(CANDIDATE) + len(vocabulary.names)))
     numbers = _logs(np.array(rows, dtype=np.float64), CANDIDATE_LOG)
-    return np.hstack([numbers, np.array(words, dtype=np.float64)])
+    words = np.array([vocabulary.row(c, route) for c, route in zip(candidates, routes, strict=True)], dtype=np.float64)
+    return np.concatenate([numbers, words], axis=1)
 
 
 def _routes(problem: Problem, candidates: Sequence[Candidate]) -> list[str]:
@@ -334,4 +336,4 @@ def _step(number: int) -> int:
 
 def _logs(rows: Floats, log: NDArray[np.bool_]) -> Floats:
     """Those numbers' logarithms."""
-    return np.where(log, np.log2(np.maximum(rows, LEAST)), rows)
+    return np.log2(np.maximum(rows, LEAST), where=log, out=rows)
