@@ -116,4 +116,6 @@ def _some(count: int, what: str) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.1f} s" if abs(seconds) >= 1 or not seconds else f"{seconds * 1e3:.2g} ms"
+    if abs(seconds) >= 1 or not seconds:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1e3:.0f} ms" if abs(seconds) >= 0.01 else f"{seconds * 1e3:.2g} ms"

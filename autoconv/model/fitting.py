@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
+from threadpoolctl import threadpool_limits
 
 from autoconv.model.examples import Table
 from autoconv.model.features import Floats
@@ -103,7 +104,9 @@ def _fit(options: dict[str, Any], seed: int, rows: Floats, target: Floats) -> An
     if options["max_leaf_nodes"] > LEAVES:
         msg = f"trees of {options['max_leaf_nodes']} leaves, where {LEAVES} are the most"
         raise ValueError(msg)
-    return HistGradientBoostingRegressor(random_state=seed, early_stopping=False, **options).fit(rows, target)
+    # On one thread, so that the same measurements give the same bytes on any machine.
+    with threadpool_limits(limits=1, user_api="openmp"):
+        return HistGradientBoostingRegressor(random_state=seed, early_stopping=False, **options).fit(rows, target)
 
 
 __all__: Sequence[str] = ("Grown", "fit_doubt", "fit_ratio", "fit_risk", "is_native", "known_ratio")
