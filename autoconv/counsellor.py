@@ -38,6 +38,9 @@ BROKEN = (
 )
 """What comes of a model whose numbers or whose file are not what they should be."""
 
+MOST = 300.0
+"""Logarithm of no ratio of two times that ever was; its exponential is a number still."""
+
 Key = tuple[str, Path | None, bool, frozenset[tuple[str, float]]]
 
 
@@ -160,8 +163,8 @@ def _checked(advice: Advice, asked: Sequence[Candidate]) -> Advice:
     if (told | set(advice.in_question)) - names:
         msg = f"advice on {', '.join(sorted((told | set(advice.in_question)) - names))}, which may not run"
         raise ValueError(msg)
-    if not all(math.isfinite(f.log_ratio) and f.doubt >= 0 for f in advice.forecasts):
-        msg = "a forecast is no number"
+    if not all(abs(f.log_ratio) <= MOST and (0 <= f.doubt <= MOST or f.doubt == math.inf) for f in advice.forecasts):
+        msg = "a forecast is no number, or none that a time has"
         raise ValueError(msg)
     if not advice.forecasts and (advice.safe or advice.sure or advice.in_question):
         msg = "advice without a forecast"

@@ -511,6 +511,8 @@ NONSENSE = (
     replace(SURE, forecasts=()),
     replace(SURE, forecasts=(Forecast("b", math.nan, 0.1),)),
     replace(SURE, forecasts=(Forecast("b", -0.1, math.nan),)),
+    replace(SURE, forecasts=(Forecast("b", -1e300, 0.1),)),  # whose exponential is no number
+    replace(SURE, forecasts=(Forecast("b", -0.1, 1e300),)),
 )
 
 
