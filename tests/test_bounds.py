@@ -86,6 +86,12 @@ def test_another_is_chosen_where_it_is_surely_no_worse_than_native() -> None:
     assert found.worst_to_native == pytest.approx(math.exp(-0.2 + 0.1))
 
 
+def test_the_doubt_that_is_told_is_the_one_that_was_learned() -> None:
+    learned = 0.04
+    told = advice([b.expected(NATIVE, 0.0, 0.5, 0.0), b.expected("other", -2.0, learned, 0.0)], bounds())
+    assert {f.candidate: f.doubt for f in told.forecasts} == {NATIVE: 0.0, "other": pytest.approx(learned)}
+
+
 def test_sure_is_close_to_the_best_other() -> None:
     # The fastest other is 0.3 away, in doubts of both: hypot(0.1, 0.1).
     found = advice(expected(-0.5, -0.2), bounds(close=0.9))

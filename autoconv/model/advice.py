@@ -17,7 +17,7 @@ class Forecast:
     Attributes:
         candidate: Its name.
         log_ratio: Natural logarithm of its time over native's, as expected; 0 for native itself.
-        doubt: Scale of the error of that, as expected, in the same unit; 0 for native.
+        doubt: How far off that is expected to be, in the same unit; 0 for native.
     """
 
     candidate: str

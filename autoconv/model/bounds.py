@@ -57,7 +57,7 @@ class Expected:
     Attributes:
         candidate: Its name.
         log_ratio: Logarithm of its time over native's.
-        doubt: Scale of the error of that.
+        doubt: Square root of the scale of the error of that (see `expected`); what intervals are measured in.
         risk: Probability that it does not run accurately.
     """
 
@@ -213,9 +213,14 @@ def advice(expected: Sequence[Expected], bounds: Bounds) -> Advice:
     best = worst_to_best(expected, choice, bounds.best)
     safe = taken.risk <= MAX_RISK
     ranked = sorted(range(len(expected)), key=lambda i: (i != choice, expected[i].log_ratio, i))
-    forecasts = tuple(Forecast(expected[i].candidate, expected[i].log_ratio, expected[i].doubt) for i in ranked)
+    forecasts = tuple(_forecast(expected[i]) for i in ranked)
     reason = _reason(expected, choice, native, best)
     return Advice(forecasts, native, best, safe, safe and best <= bounds.close, in_question(expected, bounds), reason)
+
+
+def _forecast(expected: Expected) -> Forecast:
+    """What is told of a candidate: its doubt as it was learned, in the unit of its ratio."""
+    return Forecast(expected.candidate, expected.log_ratio, expected.doubt * expected.doubt)
 
 
 def in_question(expected: Sequence[Expected], bounds: Bounds) -> tuple[str, ...]:
