@@ -183,6 +183,14 @@ def test_a_damaged_model_is_refused_whatever_the_damage(folder: Path, seed: int)
     assert refused > 50
 
 
+def test_a_model_whose_range_has_no_ends_is_refused(folder: Path) -> None:
+    model = shelf.load(folder / "cpu.npz")
+    for ends in ("lowest", "highest"):
+        nowhere = np.full_like(getattr(model, ends), np.nan)
+        with pytest.raises(ModelError, match="its parts do not fit each other"):
+            unpack(pack(replace(model, **{ends: nowhere})), "cpu.npz")
+
+
 # Which one advises
 
 

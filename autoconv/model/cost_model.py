@@ -6,7 +6,6 @@ and asking it import neither scikit-learn nor joblib.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -16,7 +15,6 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -171,7 +169,7 @@ class CostModel:
         past = self._past(shared)
         unknown = tuple(c.name for c in candidates if c not in known) if len(known) < len(candidates) else ()
         if past or unknown:
-            why = f"its {past} is past that of any problem that the model learned from" if past else ""
+            why = f"by its {past} it is past all that the model learned from" if past else ""
             why = why or f"the model does not know {unknown[0]}"
             everything = (*(f.candidate for f in found.forecasts), *unknown) if past else (*found.in_question, *unknown)
             return replace(found, safe=False, sure=False, in_question=everything, reason=f"{found.reason}; but {why}")
@@ -288,27 +286,11 @@ def unpack(data: bytes, name: str) -> CostModel:
     except UNREADABLE as error:
         msg = f"no model that can be read: {' '.join(str(error).split())[:200]}"
         raise ModelError(msg) from error
-    if model.lowest.shape != (sizes[0],) or model.highest.shape != (sizes[0],) or NATIVE not in vocabulary.words:
+    fits = all(ends.shape == (sizes[0],) and np.isfinite(ends).all() for ends in (model.lowest, model.highest))
+    if not fits or NATIVE not in vocabulary.words:
         msg = "no model that can be read: its parts do not fit each other"
         raise ModelError(msg)
     return model
-
-
-def read_file(path: Path) -> tuple[CostModel, str]:
-    """The model of a file, and the file's SHA-256.
-
-    Raises:
-        ModelError: there is none, or none that can be read.
-    """
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            msg = f"{path.name} is too large for a model"
-            raise ModelError(msg)
-        data = path.read_bytes()
-    except OSError as error:
-        msg = f"{path.name} cannot be read: {error.strerror or error}"
-        raise ModelError(msg) from error
-    return unpack(data, path.name), hashlib.sha256(data).hexdigest()
 
 
 def _feature_names() -> list[str]:
