@@ -79,7 +79,7 @@ def _train(databases: Sequence[Path], backend: str, out: Path | None, chosen: An
 
     if out is not None:
         kept = learning.learn(databases or learning.default_databases(chosen), backend, out, private=False, tell=tell)
-        shelf.write(out.with_suffix(".md"), _card(kept).encode())
+        shelf.write(out.with_suffix(".md"), card_for_people(kept).encode())
         return kept, ""
     where = environment.of(mx.default_device())
     kept = learning.learn_own(chosen, where, databases=databases, backend=backend, tell=tell)
@@ -88,7 +88,7 @@ def _train(databases: Sequence[Path], backend: str, out: Path | None, chosen: An
     return kept, advisers.fault_here(kept.model, where, chosen.database or default_path())
 
 
-def _card(kept: Kept) -> str:
+def card_for_people(kept: Kept) -> str:
     """The card for people."""
     origin = kept.model.origin
     fault = kept.model.card.fault()
