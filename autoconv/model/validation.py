@@ -1,6 +1,7 @@
 """Validation: what a model says of problems that it did not see, and how good its choices are.
 
-A model is fitted on all folds but one and asked about that one; the widths of its intervals come from yet other folds.
+A model is fitted on all folds but one and asked about that one; the widths of its intervals come from yet other folds,
+whose own forecasts are by models that have seen that one: nested, all would be fitted eight times as often.
 Choices are judged by the samples that did not choose (`record.Record.judging_us`).
 """
 
@@ -93,7 +94,8 @@ def misses(table: Table, forecasts: Forecasts) -> Floats:
 def calibrate(table: Table, forecasts: Forecasts, networks: Sequence[str], which: NDArray[np.bool_]) -> Bounds:
     """The widths that hold for forecasts of held-out networks, by the choices among those examples.
 
-    Scores are of the samples that judge, which neither chose a winner nor were learned from.
+    Scores of a choice are of the samples that judge, which neither chose a winner nor were learned from; the score of
+    those in question is of the winner by the samples that choose, as they are whom a tuner would find it among.
     """
     places = [place for place in np.flatnonzero(which).tolist() if len(table.examples[place].candidates) > 1]
     said = {place: forecasts.of(table, place) for place in places}
