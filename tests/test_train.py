@@ -24,6 +24,7 @@ from autoconv.errors import ModelError
 from autoconv.model import card, learning, shelf
 from autoconv.model.advice import Advice, Forecast
 from autoconv.model.advisers import adviser_for, ceilings_of
+from autoconv.model.cost_model import CostModel
 from autoconv.problem import Problem
 from autoconv.store import open_store
 from autoconv.sweep import Estimate, Layer, ordered
@@ -168,7 +169,7 @@ def test_a_sweep_trains_the_users_own_model(swept: Path) -> None:
         assert [m.file for m in store.trusted_models()] == ["autoconv.cpu.npz"]
 
 
-def test_it_is_trained_anew_once_a_fifth_more_is_measured(swept: Path) -> None:
+def test_it_is_trained_anew_once_a_fifth_more_is_measured(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("sweep", "--random", "1", "-o", swept).exit_code == 0
     again = run("sweep", "--random", "1", "-o", swept)
     assert again.exit_code == 0
@@ -177,6 +178,10 @@ def test_it_is_trained_anew_once_a_fifth_more_is_measured(swept: Path) -> None:
         chosen = settings.current()
         assert not learning.is_due(int(1.2 * PROBLEMS) - 1, chosen, there())
         assert learning.is_due(int(1.2 * PROBLEMS), chosen, there())
+        with monkeypatch.context() as patch:
+            patch.setattr(CostModel, "outdated", lambda *_: "it knows matmul@1, here it is @2")
+            assert learning.is_due(PROBLEMS, chosen, there())
+        assert not learning.is_due(PROBLEMS, chosen, there())
         shelf.own_path(swept, "cpu").write_bytes(b"damaged")
         assert learning.is_due(PROBLEMS, chosen, there())
 

@@ -39,6 +39,9 @@ OUTPUTS = 3
 MOST_BYTES = 64 * 10**6
 """A larger file is no model."""
 
+ZIPPED = b"PK"
+"""How a file of arrays begins."""
+
 UNREADABLE = (
     ArithmeticError,
     AttributeError,
@@ -191,12 +194,16 @@ class CostModel:
 
     def misfit(self, algorithms: Sequence[Algorithm]) -> str:
         """Why it must not be used with these algorithms, or for its card; empty where nothing speaks against it."""
+        return self.outdated(algorithms) or self.card.fault()
+
+    def outdated(self, algorithms: Sequence[Algorithm]) -> str:
+        """Which algorithm of other version it knows than there is; empty where there is none."""
         here = {a.name: a.version for a in algorithms if Kind.FORWARD in a.kinds}
         for name, version in self.origin.algorithms.items():
             if here.get(name) != version:
                 there = f"here it is @{here[name]}" if name in here else "here it is not"
                 return f"it knows {name}@{version}, {there}"
-        return self.card.fault()
+        return ""
 
 
 def _unknown(candidates: Sequence[Candidate], why: str) -> Advice:
@@ -258,6 +265,9 @@ def unpack(data: bytes, name: str) -> CostModel:
         ModelError: it is none, or of another format.
     """
     try:
+        if not data.startswith(ZIPPED):  # NumPy would take it for a pickle, and say how to load that
+            msg = "it is no .npz file"
+            raise ModelError(msg)
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         about = json.loads(arrays.pop("about").tobytes())

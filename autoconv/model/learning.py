@@ -128,7 +128,8 @@ def measured_here(settings: Settings, where: Environment) -> int:
 
 
 def is_due(count: int, settings: Settings, where: Environment) -> bool:
-    """Whether a model of a user's own is worth its minutes: there is enough to learn from, and `MORE` than there was.
+    """Whether a model of a user's own is worth its minutes: there is enough to learn from, and either `MORE` than there
+    was or other versions of algorithms than the last one knows.
 
     Args:
         count: How many convolutions are measured here (see `measured_here`).
@@ -138,6 +139,7 @@ def is_due(count: int, settings: Settings, where: Environment) -> bool:
     Raises:
         StoreError: the database cannot be read.
     """
+    from autoconv.algorithms import algorithms
     from autoconv.model.advisers import LEAST_HERE, trusted
     from autoconv.model.shelf import load
 
@@ -146,15 +148,13 @@ def is_due(count: int, settings: Settings, where: Environment) -> bool:
         return count >= LEAST_HERE
     path, record = found
     try:
-        sources = load(path, record.sha256).origin.sources
+        model = load(path, record.sha256)
     except ModelError:  # it is gone or damaged
         return True
-    return count >= MORE * sum(s.problems for s in sources if s.environment == where.id and s.name == _name(settings))
-
-
-def _name(settings: Settings) -> str:
-    database: Path = settings.database or default_path()
-    return database.name
+    if model.outdated(algorithms()):
+        return True
+    name = (settings.database or default_path()).name
+    return count >= MORE * sum(s.problems for s in model.origin.sources if (s.environment, s.name) == (where.id, name))
 
 
 @contextmanager
