@@ -93,7 +93,7 @@ class Counsellor:
         except BROKEN as error:
             return Counsel(problem, question.accuracy, self._broken(error), left_out=left_out)
         verified = bool(advice.forecasts) and self._knowledge.has_passed(advice.choice.candidate, problem, passed)
-        return Counsel(problem, question.accuracy, "", name, advice, verified, left_out)
+        return Counsel(problem, question.accuracy, why, name, advice, verified, left_out)
 
     def close(self) -> None:
         """Forget what advises; it is looked for again when it is needed."""

@@ -213,6 +213,8 @@ def test_native_is_taken_from_the_model_without_a_first_run(policy: str) -> None
 
 def test_under_predict_native_says_why_the_model_was_not_followed() -> None:
     assert "b may be up to 1.07 times native" in Case(UNSURE).decide("predict").reason
+    beyond = replace(UNSURE, worst_to_native=0.77, reason="past all that it learned from")
+    assert "unsure: past all that it learned from" in Case(beyond).decide("predict").reason
     assert "b, was not verified" in Case(SURE, own(passed=False)).decide("predict").reason
     assert "held to strict" in Case(SURE).decide("predict", accuracy="strict").reason
     none = Models(None, "no model: cuda.npz knows depth_winograd@1, here it is @2")
@@ -729,6 +731,7 @@ def test_the_doctor_says_which_model_applies(tmp_path: Path) -> None:
     models = Models(Model(SURE))
     assert told(models, {"like": like}) == doctor.Finding("cost model", "a model applies")
     assert models.looks == [(HERE.id, {"launch_us": 3.0})]
+    assert told(Models(Model(SURE), "your own is not"), {}).found == "a model applies; your own is not"
     assert told(Models(None, "no model: none was trained"), {}).found == "no model: none was trained"
     broken = told(Models(KeyError("weights")), {})
     assert "KeyError: 'weights'" in broken.found

@@ -330,7 +330,18 @@ def test_a_model_that_no_database_trusts_is_not_read(own: Path, tmp_path: Path) 
 
 def test_a_refused_own_model_leaves_the_shipped_one(shipped: Path, own: Path) -> None:
     shelf.own_path(own, "cpu").unlink()
-    assert asked()[0].startswith("cpu.npz")
+    name, why = asked()
+    assert name.startswith("cpu.npz")
+    assert why.startswith("your own model is not used: autoconv.cpu.npz cannot be read")
+    assert why in explained()
+    told = ops.explain(*SHAPES).as_dict()["advice"]
+    assert (told["why_none"], told["why_not_own"]) == (None, why)
+
+
+def test_what_is_no_file_of_arrays_is_refused_without_advice_to_unpickle_it(tmp_path: Path) -> None:
+    (tmp_path / "m.npz").write_bytes(b"[project]")
+    with pytest.raises(ModelError, match=r"^it is no \.npz file$"):
+        shelf.load(tmp_path / "m.npz")
 
 
 def test_what_a_database_trusts_is_one_backend_s(own: Path) -> None:

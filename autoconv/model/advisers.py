@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Advisers = Callable[[Environment, Mapping[str, float], Settings], tuple[Adviser | None, str]]
 """From an environment, its ceilings (see `store.contract.Qualification`; empty where it was not qualified) and settings
-to what advises there, or to None and why nothing does, in words."""
+to what advises there, or to None, and why nothing does or what comes before it does not, in words."""
 
 LEAST_HERE = 150
 """Problems of an environment that a user's own model must have learned from to advise there."""
@@ -33,17 +33,17 @@ NONE_THERE = "no model is there"
 
 
 def adviser_for(where: Environment, ceilings: Mapping[str, float], settings: Settings) -> tuple[Adviser | None, str]:
-    """What advises in an environment, or None and why nothing does."""
+    """What advises in an environment, or None; and why nothing does, or why the user's own model does not."""
     found, why = model_for(where, ceilings, settings)
     if found is None:
         return None, why
     from autoconv.model.cost_model import Advising
 
-    return Advising(found, ceilings), ""
+    return Advising(found, ceilings), why
 
 
 def model_for(where: Environment, ceilings: Mapping[str, float], settings: Settings) -> tuple[CostModel | None, str]:
-    """The model that applies in an environment, or None and why none does."""
+    """The model that applies in an environment, or None; and why none does, or why the user's own does not."""
     own, why_not_own = _own(where, settings)
     if own is not None and ceilings:
         return own, ""
@@ -66,7 +66,7 @@ def model_for(where: Environment, ceilings: Mapping[str, float], settings: Setti
 
         distance, name, model = min(near, key=lambda each: each[:2])
         if distance <= REACH:
-            return model, ""
+            return model, why_not_own
         reasons.append(f"{name} is not used: {_far(model, ceilings)}")
     return None, "; ".join(reasons) or NONE_THERE
 

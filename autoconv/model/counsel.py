@@ -24,7 +24,7 @@ class Counsel:
     Attributes:
         problem: The problem.
         accuracy: What results are held to: `"native"`, `"strict"` or a relative L2 error.
-        why: Why no model tells of it, in words; empty where one does.
+        why: Why no model tells of it, or why the user's own does not, in words; empty where nothing was refused.
         adviser: The model's name; empty where none applies.
         advice: What it says; None where it says nothing.
         verified: Whether its choice is of an algorithm that passed this device's first run in this dtype, or native.
@@ -77,8 +77,9 @@ class Counsel:
             return self.advice.reason or f"{self.adviser} knows nothing of it"
         choice, worst = self.advice.choice.candidate, self.advice.worst_to_native
         if not self.advice.safe:
-            most = f"may be up to {worst:.2f} times native" if math.isfinite(worst) else self.advice.reason
-            return f"the model is unsure: {choice} {most}" if math.isfinite(worst) else f"the model is unsure: {most}"
+            slower = 1 < worst < math.inf  # else it is for something else that it is unsure
+            why = f"{choice} may be up to {worst:.2f} times native" if slower else self.advice.reason
+            return f"the model is unsure: {why}"
         if not self.verified:
             return f"the model's choice, {choice}, was not verified on this device"
         return f"the model knows nothing of errors, which are held to {self.accuracy}"
@@ -142,14 +143,15 @@ class Counsel:
             found.append(f"its choice, {advice.choice.candidate}: {ends}" + ("" if self.verified else "; not verified"))
         if not advice.sure and advice.in_question:
             found.append(f"in question: {', '.join(advice.in_question)}")
-        return found
+        return [*found, *([self.why] if self.why else [])]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; what has no end is null."""
         advice = self.advice
         return {
             "adviser": self.adviser or None,
-            "why_none": self.why or None,
+            "why_none": (self.why or None) if advice is None else None,
+            "why_not_own": (self.why or None) if advice is not None else None,
             "verified": self.verified,
             "safe": bool(advice and advice.safe),
             "sure": bool(advice and advice.sure),

@@ -160,7 +160,8 @@ def _model(chosen: Settings, where: Environment, shipped: Mapping[str, Store], a
     """Which cost model applies here, or why none does."""
     try:
         found, why = advisers(where, ceilings_of(where, chosen, shipped), chosen)
-        return Finding("cost model", why if found is None else f"{found.name} applies")
+        applies = f"{found.name} applies" if found is not None else ""
+        return Finding("cost model", "; ".join(filter(None, (applies, why))))
     except BROKEN as error:
         return Finding("cost model", f"it cannot be used: {describe(error)}", "train another, or install autoconv anew")
 
