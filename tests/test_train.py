@@ -23,7 +23,7 @@ from autoconv.cli import main
 from autoconv.errors import ModelError
 from autoconv.model import card, learning, shelf
 from autoconv.model.advice import Advice, Forecast
-from autoconv.model.advisers import adviser_for, ceilings_of
+from autoconv.model.advisers import adviser_for, ceilings_of, fault_here
 from autoconv.model.cost_model import CostModel
 from autoconv.problem import Problem
 from autoconv.store import open_store
@@ -208,6 +208,10 @@ def test_what_was_imported_does_not_count(swept: Path, tmp_path: Path) -> None:
     assert run("import", exported, "--database", other).exit_code == 0
     with settings.using(database=other):
         assert learning.measured_here(settings.current(), there()) == 0
+        kept, trusted = learning.learn_own(settings.current(), there(), databases=[other])
+        assert kept.model.origin.problems == PROBLEMS
+        assert trusted.problems == 0
+        assert "0 problems measured here" in fault_here(trusted, there())
 
 
 @pytest.mark.parametrize("error", [ModelError("it is too little"), ImportError("No module named 'sklearn'")])

@@ -286,7 +286,6 @@ def _train(chosen: Settings) -> None:
     from autoconv.counsellor import BROKEN, describe
     from autoconv.model import learning
     from autoconv.model.advisers import fault_here
-    from autoconv.store import default_path
 
     where = environment.of(mx.default_device())
     try:
@@ -295,8 +294,8 @@ def _train(chosen: Settings) -> None:
             return
         _say(f"training a cost model: {count} convolutions are measured here; --no-train leaves it")
         with progress(None, "training") as bar:
-            kept = learning.learn_own(chosen, where, tell=bar.advance)
-        _say(printable(_worth(kept, fault_here(kept.model, where, chosen.database or default_path()))))
+            kept, trusted = learning.learn_own(chosen, where, tell=bar.advance)
+        _say(printable(_worth(kept, fault_here(trusted, where))))
     except BROKEN as error:
         _say(printable(f"no cost model was trained: {describe(error)}"))
     except KeyboardInterrupt:

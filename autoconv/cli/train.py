@@ -75,17 +75,16 @@ def _train(databases: Sequence[Path], backend: str, out: Path | None, chosen: An
     from autoconv import environment
     from autoconv._backend import mx
     from autoconv.model import advisers, learning, shelf
-    from autoconv.store import default_path
 
     if out is not None:
         kept = learning.learn(databases or learning.default_databases(chosen), backend, out, private=False, tell=tell)
         shelf.write(out.with_suffix(".md"), card_for_people(kept).encode())
         return kept, ""
     where = environment.of(mx.default_device())
-    kept = learning.learn_own(chosen, where, databases=databases, backend=backend, tell=tell)
+    kept, trusted = learning.learn_own(chosen, where, databases=databases, backend=backend, tell=tell)
     if backend != where.backend:
         return kept, f"this machine's backend is {where.backend}"
-    return kept, advisers.fault_here(kept.model, where, chosen.database or default_path())
+    return kept, advisers.fault_here(trusted, where)
 
 
 def card_for_people(kept: Kept) -> str:

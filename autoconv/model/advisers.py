@@ -103,9 +103,9 @@ def ceilings_of(
     return {}
 
 
-def fault_here(model: CostModel, where: Environment, database: Path) -> str:
+def fault_here(trusted: ModelRecord, where: Environment) -> str:
     """Why a user's own model may not advise in an environment, whatever its card; empty if it may."""
-    here = sum(s.problems for s in model.origin.sources if s.environment == where.id and s.name == database.name)
+    here = trusted.problems if trusted.environment == where.id else 0
     if here >= LEAST_HERE:
         return ""
     return f"it learned from {here} problems measured here, and {LEAST_HERE} are needed"
@@ -141,7 +141,7 @@ def _own(where: Environment, settings: Settings) -> tuple[CostModel | None, str]
         return None, f"your own model is not used: {error}"
     except StoreError:  # the caller has warned of it
         return None, ""
-    fault = fault_here(model, where, settings.database or default_path())
+    fault = fault_here(record, where)
     return (None, f"{path.name} is not used: {fault}") if fault else (model, "")
 
 

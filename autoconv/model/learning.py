@@ -67,8 +67,8 @@ def learn_own(
     databases: Sequence[Path] = (),
     backend: str | None = None,
     tell: Tell = lambda _: None,
-) -> Kept:
-    """The user's own model, written beside their database, which trusts it from then on.
+) -> tuple[Kept, ModelRecord]:
+    """The user's own model, written beside their database, which trusts it from then on, and what that says of it.
 
     Args:
         settings: The settings, which name that database.
@@ -86,29 +86,24 @@ def learn_own(
     backend = backend or where.backend
     learned_from = databases or default_databases(settings)
     kept = learn(learned_from, backend, own_path(database, backend), private=True, tell=tell)
-    trust(kept, database, where)
-    return kept
+    return kept, trust(kept, database, where)
 
 
-def trust(kept: Kept, database: Path, where: Environment) -> None:
-    """Keep in a database that its owner trusts a model.
+def trust(kept: Kept, database: Path, where: Environment) -> ModelRecord:
+    """Keep in a database that its owner trusts a model; what is kept.
 
     Raises:
         StoreError: the database cannot be written.
     """
     origin = kept.model.origin
-    knows = any(source.environment == where.id for source in origin.sources)
+    learned = sum(s.problems for s in origin.sources if (s.environment, s.name) == (where.id, database.name))
     with closing(open_store(database)) as store:
-        store.trust_model(
-            ModelRecord(
-                origin.backend,
-                kept.path.name,
-                kept.sha256,
-                where.id if knows else None,
-                origin.problems,
-                time.time(),
-            )
+        here = min(learned, _measured(store, where)) if learned else 0
+        found = ModelRecord(
+            origin.backend, kept.path.name, kept.sha256, where.id if learned else None, here, time.time()
         )
+        store.trust_model(found)
+    return found
 
 
 def measured_here(settings: Settings, where: Environment) -> int:
@@ -121,10 +116,14 @@ def measured_here(settings: Settings, where: Environment) -> int:
     if not database.exists():
         return 0
     with closing(open_store(database, readonly=True)) as store:
-        return sum(
-            problem.kind is Kind.FORWARD and any(not record.origin for record in records)
-            for problem, records in store.all_records(where.id)
-        )
+        return _measured(store, where)
+
+
+def _measured(store: Store, where: Environment) -> int:
+    return sum(
+        problem.kind is Kind.FORWARD and any(not record.origin for record in records)
+        for problem, records in store.all_records(where.id)
+    )
 
 
 def is_due(count: int, settings: Settings, where: Environment) -> bool:
@@ -151,10 +150,8 @@ def is_due(count: int, settings: Settings, where: Environment) -> bool:
         model = load(path, record.sha256)
     except ModelError:  # it is gone or damaged
         return True
-    if model.outdated(algorithms()):
-        return True
-    name = (settings.database or default_path()).name
-    return count >= MORE * sum(s.problems for s in model.origin.sources if (s.environment, s.name) == (where.id, name))
+    learned = record.problems if record.environment == where.id else 0
+    return bool(model.outdated(algorithms())) or count >= MORE * learned
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class ModelRecord:
         file: The name of the model's file.
         sha256: Of its bytes; a file with others is not read.
         environment: Id of the environment that it was trained in; None where it was in none of its own.
-        problems: How many problems it learned from.
+        problems: How many convolutions it learned from that were measured by this very machine; imported ones are none.
         created: When it was trusted, in seconds since the epoch.
     """
 
