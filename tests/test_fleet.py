@@ -225,11 +225,11 @@ def _can_be_had(lock: str) -> bool:
 
 def test_kill_9_of_a_worker_costs_the_problem_it_is_at(cluster: Cluster, store: Store) -> None:
     killed = cluster.worker("killed")
-    cluster.worker("other")
     layers = [layer(width) for width in range(4, 12)]
     sweep = begin(layers, cluster, store)
     child = when(lambda: child_of(killed))
     child.suspend()  # so that what it is at stays under way
+    cluster.worker("other")  # not before, or it may do all of them while the first one is still being greeted
     patiently(lambda: len(sweep.told) >= 7)
     killed.kill()
     child.kill()
