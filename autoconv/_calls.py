@@ -8,12 +8,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 from autoconv import settings as _settings
-from autoconv._backend import mx
+from autoconv._backend import mx, mx_conv_general
 from autoconv._gradients import by_vjp, differentiable
+from autoconv._tracing import is_shapeless
+from autoconv.algorithms import native
 from autoconv.algorithms._algorithm import Convolution
 from autoconv.algorithms.native import is_untouched
 from autoconv.decision import NATIVE, Decision, Source
@@ -70,17 +72,37 @@ listener: Listener | None = None
 """Told of what each decision chose; what it returns runs in its place."""
 
 
+@dataclass(frozen=True)
+class Sized:
+    """A convolution that knows sizes, with what runs where `mx.compile(shapeless=True)` traces and none may be known.
+
+    Attributes:
+        run: The convolution.
+        sizeless: What runs there.
+    """
+
+    run: Convolution
+    sizeless: Convolution
+
+    def __call__(self, input: mx.array, weight: mx.array, /) -> mx.array:
+        """The convolution, by whichever may run here."""
+        return (self.sizeless if is_shapeless(input, weight) else self.run)(input, weight)
+
+
 def found(input: mx.array, weight: mx.array, raw: tuple[object, ...]) -> Convolution | None:
     """What is known to run a call with these arguments, as it is written and under no settings of its own.
 
-    None where nothing is, or MLX's own call.
+    None where nothing is, or MLX's own call, or where what is known may not run.
     """
     try:
-        return known.get(
+        run = known.get(
             (input.shape, weight.shape, input.dtype, weight.dtype, *raw, device_key(), _settings.override.get())
         )
     except (TypeError, AttributeError):
         return None
+    if isinstance(run, Sized):
+        return None if is_shapeless(input, weight) else run.run
+    return run
 
 
 def on(stream: Stream) -> AbstractContextManager[Any]:
@@ -155,6 +177,9 @@ def _decide(
         return None
     from autoconv.dispatch import dispatcher  # imports what only a first call needs
 
+    if is_shapeless(input, weight):  # whatever is faster here could not run
+        dispatcher().count(Source.NATIVE)
+        return _sizeless(problem, arguments)
     decided = dispatcher().decide(problem, settings, device)
     candidate = dispatcher().candidate(decided, problem, device)
     waiting = _for_want_of_time(decided, settings)
@@ -169,8 +194,26 @@ def _decide(
     low, high = padding_pair(arguments["padding"])
     crop = cropped(input.shape, low, high)[0] if min(*low, *high) < 0 else None
     run = _adapted(run, dtype, crop, mixed=input.dtype != weight.dtype)
+    if candidate.name != NATIVE or settings.gradients or crop is not None:
+        run = Sized(run, _sizeless(problem, arguments))
     known[key] = _provisional(run, key) if waiting else run
     return run
+
+
+def _sizeless(problem: Problem, arguments: Mapping[str, Any]) -> Convolution:
+    """MLX's own convolution for a call's arguments, in which no size of the operands stands.
+
+    But where on Metal it would read past the input's end: there the one that pads, of which MLX says that it cannot.
+    """
+    if not is_untouched(problem):
+        built: Convolution = native.ALGORITHM.build(problem)
+        return built
+    given: Any = {"kernel_dilation" if name == "dilation" else name: value for name, value in arguments.items()}
+
+    def sizeless(input: mx.array, weight: mx.array, /) -> mx.array:
+        return mx_conv_general(input, weight, **given)
+
+    return sizeless
 
 
 def _with_gradients(

@@ -96,8 +96,7 @@ class Dispatcher:
     def decide(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
         """What computes a problem; times it where the policy says so, and never raises for want of a decision."""
         found = self._decide(problem, settings, device)
-        with self._lock:
-            self._counts[found.source] += 1
+        self.count(found.source)
         if not found.within_memory:
             limit = memory_bytes(settings, environment.of(device))
             self._warn(f"memory {limit} {problem.key}", f"{problem}: {found.reason}")
@@ -106,6 +105,11 @@ class Dispatcher:
             if found.candidate == decisions.NATIVE and problem.groups > 1:  # nothing ran, and MLX has none of these
                 return self._grounds.without_measurement(problem, settings, environment.of(device), found.reason)
         return found
+
+    def count(self, source: Source) -> None:
+        """Count a decision; one that is not made here, too."""
+        with self._lock:
+            self._counts[source] += 1
 
     def _decide(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision:
         if settings.policy is Policy.OFF:

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 from autoconv import _calls
 from autoconv._backend import mx
+from autoconv._tracing import is_shapeless
 from autoconv.algorithms._depth import FlatConvolution, flat_convolution, flat_matmul, is_pointwise, zeros_like_output
 from autoconv.nn._borders import Axis, Mode, bordered, strips
 from autoconv.nn._conv3d import Conv3d
@@ -112,7 +113,8 @@ class CausalConv3d(Conv3d):
         """`(N, OD, OH, OW, C_out)` from a whole video, `(N, D, H, W, C_in)`.
 
         Raises:
-            ValueError: as `mx.conv3d`; a size that cannot be reflected that far.
+            ValueError: as `mx.conv3d`; a size that cannot be reflected that far; padding by elements of the video under
+                `mx.compile(shapeless=True)`.
         """
         stream = self._stream(x, None)
         if not stream.outputs:
@@ -121,7 +123,8 @@ class CausalConv3d(Conv3d):
                 f"kernel that reaches over {stream.reach + 1}."
             )
             raise ValueError(msg)
-        return self._biased(self._bordered(x, None, stream))
+        y = self._sizeless(x, stream) if is_shapeless(x, self.weight) else self._bordered(x, None, stream)
+        return self._biased(y)
 
     def chunk(self, x: mx.array, cache: mx.array | None = None) -> tuple[mx.array, mx.array]:
         """The outputs that the stream has come to with these frames, and the cache that the next chunk needs.
@@ -141,10 +144,16 @@ class CausalConv3d(Conv3d):
         Raises:
             ValueError: as `mx.conv3d`; with symmetric padding, which needs frames that come later; for a cache of more
                 than `(KD - 1) * dilation` frames, or of other sizes than the chunk; where a stride steps past the
-                chunk's end, over frames that no output sees, as only one longer than the kernel can.
+                chunk's end, over frames that no output sees, as only one longer than the kernel can; under
+                `mx.compile(shapeless=True)`.
         """
         if self.depth_padding == "symmetric":
             msg = "with symmetric padding the last frames see frames that come later: convolve the whole at once"
+            raise ValueError(msg)
+        if is_shapeless(x, self.weight):
+            msg = (
+                "mx.compile(shapeless=True) cannot trace a chunk, whose cache depends on its size: use mx.compile alone"
+            )
             raise ValueError(msg)
         stream = self._stream(x, cache)
         if cache is not None:
@@ -192,6 +201,17 @@ class CausalConv3d(Conv3d):
     def _tuned(self, x: mx.array, low: int, padding: Pair, high: int = 0, derived: Derived | None = None) -> mx.array:
         around = ((low, *padding), (high, *padding))
         return tuned(x, self.weight, self.stride, around, self.dilation, self.groups, derived or self._derived)
+
+    def _sizeless(self, x: mx.array, stream: Stream) -> mx.array:
+        """The outputs of a whole video by MLX's own convolution, which knows no size.
+
+        Elements of the video cannot be had so: MLX refuses slices, and gathers by the sizes that it traced.
+        """
+        by_frames = stream.fill is Fill.EDGE and (stream.before or stream.after)
+        if by_frames or (self.spatial_padding != "zeros" and any(self._padding)):
+            msg = "mx.compile(shapeless=True) cannot trace padding by the video's own elements: use mx.compile alone"
+            raise ValueError(msg)
+        return self._tuned(x, stream.before, self._padding, stream.after)
 
     def _bordered(self, x: mx.array, cache: mx.array | None, stream: Stream) -> mx.array:
         """The outputs, with height and width padded as they are to be."""
