@@ -19,6 +19,7 @@ from autoconv.errors import (
 )
 from autoconv.ops import conv3d, conv_general, explain, statistics, tune
 from autoconv.patching import patch, unpatch
+from autoconv.preparing import Preparation, prepare
 from autoconv.report.explanation import Explanation
 from autoconv.settings import configure, using
 
@@ -31,6 +32,7 @@ __all__ = [
     "Explanation",
     "FleetError",
     "ModelError",
+    "Preparation",
     "ReadOnlyError",
     "RuleError",
     "SchemaError",
@@ -44,6 +46,7 @@ __all__ = [
     "conv_general",
     "explain",
     "patch",
+    "prepare",
     "statistics",
     "tune",
     "unpatch",

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
@@ -70,6 +71,14 @@ hit = _counter.__next__
 Listener = Callable[[Convolution, Problem, Decision], Convolution]
 listener: Listener | None = None
 """Told of what each decision chose; what it returns runs in its place."""
+
+
+Noter = Callable[[Problem, Settings, mx.Device], Convolution]
+noter: ContextVar[Noter | None] = ContextVar("autoconv_noter", default=None)
+"""Told, in this thread or task, of every problem in place of a decision; what it returns runs, and is not remembered.
+
+Decisions known under the settings in force are not asked for anew, so that these must be an object of their own.
+"""
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,14 @@ def _decide(
     if is_shapeless(input, weight):  # whatever is faster here could not run
         dispatcher().count(Source.NATIVE)
         return _sizeless(problem, arguments)
+    low, high = padding_pair(arguments["padding"])
+    crop = cropped(input.shape, low, high)[0] if min(*low, *high) < 0 else None
+    note = noter.get()
+    if note is not None:
+        run = note(problem, settings, device)
+        if settings.gradients:
+            run = differentiable(run, lambda kind: note(replace(problem, kind=kind), settings, device))
+        return _adapted(run, dtype, crop, mixed=input.dtype != weight.dtype)
     decided = dispatcher().decide(problem, settings, device)
     candidate = dispatcher().candidate(decided, problem, device)
     waiting = _for_want_of_time(decided, settings)
@@ -191,8 +208,6 @@ def _decide(
     if candidate.name == NATIVE and is_untouched(problem) and not waiting and not settings.gradients:
         known[key] = None
         return None
-    low, high = padding_pair(arguments["padding"])
-    crop = cropped(input.shape, low, high)[0] if min(*low, *high) < 0 else None
     run = _adapted(run, dtype, crop, mixed=input.dtype != weight.dtype)
     if candidate.name != NATIVE or settings.gradients or crop is not None:
         run = Sized(run, _sizeless(problem, arguments))
@@ -312,6 +327,10 @@ def is_beaten(algorithm: str, problem: Problem, by: float) -> bool:
     """
     settings = _settings.current()
     if settings.policy is Policy.OFF:
+        return False
+    note = noter.get()
+    if note is not None:
+        note(problem, settings, mx.default_device())
         return False
     key = (algorithm, problem, by, device_key(), _settings.override.get())
     answer, until = _beaten.get(key, (False, -math.inf))

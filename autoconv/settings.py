@@ -28,6 +28,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -135,6 +136,26 @@ def parse_bytes(value: object) -> int | None:
         msg = f"memory_limit must be bytes over 0, as a number or as text such as '8GB'; got {value!r}"
         raise SettingsError(msg)
     return int(bytes_)
+
+
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_seconds(value: object) -> float:
+    """Seconds from a number, a `timedelta`, or text such as `90`, `90s`, `30m` or `1.5h`.
+
+    Raises:
+        SettingsError: not such a value, or not over 0.
+    """
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", value) if isinstance(value, str) else None
+    number = _number(found[1] if found else None if isinstance(value, str) else value)
+    seconds = number * (_SECONDS[found[2]] if found else 1.0) if number is not None else 0.0
+    if not 0 < seconds < math.inf:
+        msg = f"{value!r} is no time such as 90s, 30m or 1.5h"
+        raise SettingsError(msg)
+    return seconds
 
 
 def _budget(value: object) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import sys
 import threading
 import time
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from autoconv.sweep import Estimator, Layer, Measured
     from autoconv.sweep.runner import Outcome
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-
 
 class _Duration(click.ParamType[float]):
     """Seconds, from text such as `90`, `30m` or `1.5h`."""
@@ -38,10 +35,13 @@ class _Duration(click.ParamType[float]):
         """The seconds."""
         if isinstance(value, float):
             return value
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(value))
-        if not found or not float(found[1]):
-            self.fail(f"{value!r} is no time such as 90s, 30m or 1.5h", param, ctx)
-        return float(found[1]) * _UNITS[found[2]]
+        from autoconv.errors import SettingsError
+        from autoconv.settings import parse_seconds
+
+        try:
+            return parse_seconds(value)
+        except SettingsError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
