@@ -15,6 +15,7 @@ import autoconv
 import autoconv.nn
 from autoconv import _calls, _tracing, environment
 from autoconv.algorithms import candidates
+from autoconv.algorithms._algorithm import InTwoSteps
 from autoconv.decision import Decision, Source
 from autoconv.dispatch import Dispatcher
 from autoconv.problem import Problem
@@ -140,6 +141,20 @@ def test_a_layer() -> None:
         for x in (X, LONGER):
             close(compiled(x), mx.conv3d(x, layer.weight, padding=1) + layer.bias)
         layer(X)
+
+
+def test_a_layer_still_keeps_what_is_made_of_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = Decision("depth_winograd(tile=2)", Source.DATABASE, 0.5, "for a test")
+    monkeypatch.setattr(Dispatcher, "decide", lambda *_: chosen)
+    layer = autoconv.nn.Conv3d(4, 4, 3, padding=1)
+    mx.eval(layer.parameters())
+    made = [layer(X) for _ in range(2)]
+    raw = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    run = _calls.found(X, layer.weight, raw)
+    assert isinstance(run, InTwoSteps)
+    derived = layer._derived.of(layer.weight, run)
+    assert layer._derived.of(layer.weight, run) is derived
+    close(made[1], mx.conv3d(X, layer.weight, padding=1) + layer.bias)
 
 
 def causal(**arguments: Any) -> Any:
