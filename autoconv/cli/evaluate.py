@@ -91,12 +91,9 @@ def _again(model: CostModel, databases: Sequence[Path], as_json: bool) -> None:
 
 def _versions(model: CostModel) -> str:
     """With which other versions of libraries a model was trained, in words; empty where with these."""
-    import numpy as np
-    import sklearn
+    from autoconv.model.training import libraries
 
-    from autoconv._version import __version__
-
-    here = {"autoconv": __version__, "numpy": np.__version__, "scikit-learn": sklearn.__version__}
+    here = libraries()
     other = [f"{name} {version}" for name, version in model.origin.libraries.items() if here.get(name) != version]
     return f" (it was trained by {', '.join(other)})" if other else ""
 

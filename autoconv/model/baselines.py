@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from autoconv.algorithms._mlx import metal_decomposes
@@ -25,13 +27,11 @@ def best(example: Example) -> Choice:
 
 def fixed_rule(example: Example) -> Choice:
     """MLX's rule of Metal, wherever it is: the decomposition where its guard holds, else native."""
-    names = [c.name for c in example.candidates]
-    if metal_decomposes(example.problem) and STAND_IN in names and example.usable[names.index(STAND_IN)]:
-        return Choice(example, names.index(STAND_IN))
-    return native(example)
+    place = example.place(STAND_IN) if metal_decomposes(example.problem) else None
+    return Choice(example, place) if place is not None else native(example)
 
 
-def neighbours(examples: list[Example], folds: Folds) -> list[Choice]:
+def neighbours(examples: Sequence[Example], folds: Folds) -> list[Choice]:
     """Of each example what won on the nearest problem of another fold; native where that does not run here."""
     rows = features([e.problem for e in examples]).astype(np.float32)
     winners = [e.candidates[winner(e)].name for e in examples]
@@ -41,7 +41,6 @@ def neighbours(examples: list[Example], folds: Folds) -> list[Choice]:
         far = ((block**2).sum(axis=1)[:, None] + (rows**2).sum(axis=1)) - 2 * block @ rows.T
         far[folds[start : start + _BLOCK, None] == folds] = np.inf
         for example, near in zip(examples[start : start + _BLOCK], far.argmin(axis=1).tolist(), strict=True):
-            names = [c.name for c in example.candidates]
-            place = names.index(winners[near]) if winners[near] in names else None
-            found.append(Choice(example, place) if place is not None and example.usable[place] else native(example))
+            place = example.place(winners[near])
+            found.append(Choice(example, place) if place is not None else native(example))
     return found

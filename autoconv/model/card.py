@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from autoconv.model.bounds import WORSE_BY
+
 if TYPE_CHECKING:
     from autoconv.model.choices import Choice
-
-WORSE = 0.02
-"""Slower than native by more than this counts as worse."""
 
 MAX_WORSE_SHARE = 0.02
 """A model that is worse than native on more problems than this share, where it decides alone, is not used."""
@@ -60,7 +59,7 @@ def judge(choices: Sequence[Choice]) -> Judgement | None:
         return None
     regrets = sorted(c.regret for c in ran)
     compared = [(c, c.against_native) for c in ran]
-    worse = [by for _, by in compared if by is not None and by > WORSE]
+    worse = [by for _, by in compared if by is not None and by > WORSE_BY]
     known = [c for c, by in compared if by is not None]
     native_us = math.fsum(c.example.judging_us[0] for c in known)
     best_us = math.fsum(min(c.example.judging_us) for c in known)

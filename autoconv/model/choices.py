@@ -44,21 +44,21 @@ class Choice:
 def predicting(example: Example, said: Advice) -> Choice:
     """What `predict` does: the model's choice where it is safe, else native."""
     if said.safe:
-        return Choice(example, _place(example, said.choice.candidate), advice=said)
+        return Choice(example, example.place(said.choice.candidate), advice=said)
     return Choice(example, example.native if example.native is not None else winner(example), advice=said)
 
 
 def automatic(example: Example, said: Advice) -> Choice:
     """What `auto` does: the model's choice where it is sure, else what wins among those in question."""
     if said.sure:
-        return Choice(example, _place(example, said.choice.candidate), advice=said)
+        return Choice(example, example.place(said.choice.candidate), advice=said)
     return Choice(example, winner(example, said.in_question), timed=True, advice=said)
 
 
 def always(example: Example, said: Advice) -> Choice:
     """What is the fastest by forecast, surely or not."""
     fastest = min(said.forecasts, key=lambda f: f.log_ratio)
-    return Choice(example, _place(example, fastest.candidate), advice=said)
+    return Choice(example, example.place(fastest.candidate), advice=said)
 
 
 def winner(example: Example, among: Sequence[str] | None = None) -> int:
@@ -66,8 +66,3 @@ def winner(example: Example, among: Sequence[str] | None = None) -> int:
     seen = [i for i, usable in enumerate(example.usable) if usable]
     named = [i for i in seen if among is None or example.candidates[i].name in among]
     return min(named or seen, key=lambda i: example.choosing_us[i])
-
-
-def _place(example: Example, name: str) -> int | None:
-    names = (i for i, c in enumerate(example.candidates) if c.name == name and example.usable[i])
-    return next(names, None)

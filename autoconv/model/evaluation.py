@@ -13,7 +13,7 @@ from autoconv.errors import ModelError
 from autoconv.model import learning, training
 from autoconv.model.card import Card, Judgement
 from autoconv.model.cost_model import CostModel
-from autoconv.model.examples import Example, read
+from autoconv.model.examples import distinct
 
 MOST_DIFFERENCES = 3
 """That are told of."""
@@ -70,13 +70,10 @@ def judge(
     """
     known = {example.shape for example in learning.reproduced(model, learned_from).examples}
     backend = model.origin.backend
-    seen: dict[tuple[str, str], Example] = {}
     with learning.opened(measured) as stores:
-        for store in stores.values():
-            for example in read(store, backend, tuple(algorithms())):
-                if shapes is None or example.shape in shapes:
-                    seen.setdefault((example.device.environment, example.problem.key), example)
-    unseen = [example for example in seen.values() if example.shape not in known]
+        examples = [example for _, example in distinct(stores, backend, tuple(algorithms()))]
+    seen = [example for example in examples if shapes is None or example.shape in shapes]
+    unseen = [example for example in seen if example.shape not in known]
     if not unseen:
         msg = (
             f"{model.name} learned from all {len(seen)} measured problems of it on {backend}: sweep others"

@@ -79,6 +79,11 @@ class Example:
         """The problem but for its dtype: what the same layer has in common."""
         return shape_of(self.problem)
 
+    def place(self, name: str) -> int | None:
+        """A candidate's place, None where it is not among them or not usable."""
+        names = (i for i, c in enumerate(self.candidates) if c.name == name and self.usable[i])
+        return next(names, None)
+
 
 def shape_of(problem: Problem) -> str:
     """A problem's key but for its dtype."""
@@ -105,6 +110,21 @@ def read(store: Store, backend: str, algorithms: tuple[Algorithm, ...]) -> Itera
                 found = _example(problem, device, known, algorithms)
                 if found is not None:
                     yield found
+
+
+def distinct(
+    stores: Mapping[str, Store], backend: str, algorithms: tuple[Algorithm, ...]
+) -> Iterator[tuple[str, Example]]:
+    """The examples of several databases with the names of these; of a problem that several have on the same device the
+    first counts.
+    """
+    seen: set[tuple[str, str]] = set()
+    for name, store in stores.items():
+        for example in read(store, backend, algorithms):
+            key = (example.device.environment, example.problem.key)
+            if key not in seen:
+                seen.add(key)
+                yield name, example
 
 
 def _example(
@@ -205,7 +225,7 @@ def _stand_in_offset(examples: Iterable[Example]) -> float:
     """Mean logarithm of the stand-in's time over native's."""
     found = []
     for example in examples:
-        place = _place(example, STAND_IN)
+        place = example.place(STAND_IN)
         if example.native is not None and place is not None:
             found.append(math.log(example.choosing_us[place] / example.choosing_us[0]))
     return math.fsum(found) / len(found) if found else 0.0
@@ -214,14 +234,8 @@ def _stand_in_offset(examples: Iterable[Example]) -> float:
 def _log_native(example: Example, stand_in: float) -> float:
     if example.native is not None:
         return math.log(example.choosing_us[0])
-    place = _place(example, STAND_IN)
+    place = example.place(STAND_IN)
     return math.log(example.choosing_us[place]) - stand_in if place is not None else math.nan
-
-
-def _place(example: Example, name: str) -> int | None:
-    """A usable candidate's place."""
-    names = (i for i, c in enumerate(example.candidates) if c.name == name and example.usable[i])
-    return next(names, None)
 
 
 def networks(examples: Sequence[Example]) -> list[str]:

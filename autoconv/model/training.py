@@ -18,13 +18,24 @@ from autoconv.errors import ModelError
 from autoconv.model import baselines, fitting
 from autoconv.model import bounds as b
 from autoconv.model.advice import Advice
+from autoconv.model.bounds import Bounds
 from autoconv.model.card import Card, Coverage, Judgement, judge
 from autoconv.model.choices import Choice, always, automatic, predicting
 from autoconv.model.cost_model import CostModel, Origin, Source
-from autoconv.model.examples import Device, Example, Table, networks, read, spread, tabulate
+from autoconv.model.examples import Example, Table, distinct, networks, spread, tabulate
 from autoconv.model.features import Floats
 from autoconv.model.forest import Forests, grown
-from autoconv.model.validation import Folds, Forecasts, calibrate, cross_advised, forecast_by, held_out, misses
+from autoconv.model.validation import (
+    Folds,
+    Forecasts,
+    advised,
+    calibrate,
+    calibrate_apart,
+    cross_advised,
+    forecast_by,
+    held_out,
+    misses,
+)
 from autoconv.store import Store
 
 FOLDS = 8
@@ -74,22 +85,14 @@ def material(stores: Mapping[str, Store], backend: str, among: Sequence[Algorith
         ModelError: it is too little.
     """
     known = tuple(algorithms() if among is None else among)
-    examples: list[Example] = []
-    sources: list[Source] = []
-    seen: set[tuple[str, str]] = set()
-    for name, store in stores.items():
-        found: dict[str, list[Example]] = defaultdict(list)
-        devices: dict[str, Device] = {}
-        for example in read(store, backend, known):
-            where = example.device.environment
-            if (where, example.problem.key) not in seen:
-                seen.add((where, example.problem.key))
-                found[where].append(example)
-                devices[where] = example.device
-        for where, those in found.items():
-            device = devices[where]
-            examples += those
-            sources.append(Source(name, digest(those), where, device.name, dict(device.ceilings), len(those)))
+    found: dict[tuple[str, str], list[Example]] = defaultdict(list)
+    for name, example in distinct(stores, backend, known):
+        found[name, example.device.environment].append(example)
+    examples = [example for those in found.values() for example in those]
+    sources = []
+    for (name, where), those in found.items():
+        device = those[0].device
+        sources.append(Source(name, digest(those), where, device.name, dict(device.ceilings), len(those)))
     if len(examples) < LEAST_PROBLEMS:
         msg = (
             f"{len(examples)} convolutions are measured on {backend}, {LEAST_PROBLEMS} are the least to learn from; "
@@ -131,16 +134,12 @@ def train(found: Material, *, created: float = 0.0, tell: Tell = lambda _: None)
     Raises:
         ModelError: the arrays do not predict what scikit-learn does.
     """
-    tell("reading features")
-    table = tabulate(found.examples, found.backend)
-    groups = networks(found.examples)
-    folds = spread(groups, FOLDS)
-    tell("holding out networks")
-    forecasts = held_out(table, folds)
-    card = _card(table, groups, folds, forecasts, tell)
+    held = _hold_out(found, tell)
+    card = _card(held, tell)
     tell("fitting")
+    table = held.table
     rows, every = table.rows, np.ones(len(table.example), dtype=np.bool_)
-    errors = misses(table, forecasts)
+    errors = misses(table, held.forecasts)
     estimators = {
         "log_ratio": fitting.fit_ratio(table, rows, every),
         "doubt": fitting.fit_doubt(rows, errors, every),
@@ -153,12 +152,12 @@ def train(found: Material, *, created: float = 0.0, tell: Tell = lambda _: None)
             found.backend,
             found.sources,
             {a.name: a.version for a in algorithms() if a.name in table.vocabulary.words},
-            {"autoconv": __version__, "numpy": np.__version__, "scikit-learn": sklearn.__version__},
+            libraries(),
             created,
         ),
         vocabulary=table.vocabulary,
         forests=forests,
-        bounds=calibrate(table, forecasts, groups, np.ones(len(table.examples), dtype=np.bool_)),
+        bounds=held.bounds,
         lowest=table.problems.min(axis=0),
         highest=table.problems.max(axis=0),
         dtypes=frozenset(e.problem.dtype for e in found.examples),
@@ -169,16 +168,48 @@ def train(found: Material, *, created: float = 0.0, tell: Tell = lambda _: None)
 
 def card_of(found: Material, tell: Tell = lambda _: None) -> Card:
     """The card that a model of this material has."""
-    table = tabulate(found.examples, found.backend)
-    groups = networks(found.examples)
-    folds = spread(groups, FOLDS)
-    return _card(table, groups, folds, held_out(table, folds), tell)
+    return _card(_hold_out(found, tell), tell)
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the libraries on which a model's numbers depend."""
+    return {"autoconv": __version__, "numpy": np.__version__, "scikit-learn": sklearn.__version__}
 
 
 def judged(model: CostModel, examples: Sequence[Example]) -> Mapping[str, Mapping[str, Judgement]]:
     """Judgements of a finished model on examples that it did not learn from, by group and way."""
     said = [model.advise(e.problem, e.candidates, e.device.ceilings) for e in examples]
-    return _groups(list(examples), _ways(list(examples), said))
+    return _groups(examples, networks(examples), _ways(examples, said))
+
+
+@dataclass(frozen=True, eq=False)
+class _HeldOut:
+    """What models say of the networks that they did not see.
+
+    Attributes:
+        table: The examples.
+        groups: The network of each.
+        folds: The fold of each, by network.
+        forecasts: Those of models that did not see the fold.
+        bounds: The widths that hold for these.
+    """
+
+    table: Table
+    groups: Sequence[str]
+    folds: Folds
+    forecasts: Forecasts
+    bounds: Bounds
+
+
+def _hold_out(found: Material, tell: Tell) -> _HeldOut:
+    tell("reading features")
+    table = tabulate(found.examples, found.backend)
+    groups = networks(found.examples)
+    folds = spread(groups, FOLDS)
+    tell("holding out networks")
+    forecasts = held_out(table, folds)
+    every = np.ones(len(table.examples), dtype=np.bool_)
+    return _HeldOut(table, groups, folds, forecasts, calibrate(table, forecasts, groups, every))
 
 
 def _compare(forests: Forests, estimators: Mapping[str, fitting.Grown], table: Table, rows: Floats) -> None:
@@ -192,21 +223,21 @@ def _compare(forests: Forests, estimators: Mapping[str, fitting.Grown], table: T
             raise ModelError(msg)
 
 
-def _card(table: Table, groups: Sequence[str], folds: Folds, forecasts: Forecasts, tell: Tell) -> Card:
-    examples = list(table.examples)
-    said = cross_advised(table, forecasts, groups, folds)
-    judgements = {"network": _groups(examples, _ways(examples, said, folds))}
+def _card(held: _HeldOut, tell: Tell) -> Card:
+    table, groups, folds = held.table, held.groups, held.folds
+    examples = table.examples
+    said = cross_advised(table, held.forecasts, groups, folds)
+    judgements = {"network": _groups(examples, groups, _ways(examples, said, folds))}
     tell("holding out shapes")
     shapes = [e.shape for e in examples]
     by_shape = spread(shapes, FOLDS)
     theirs = cross_advised(table, held_out(table, by_shape), shapes, by_shape)
-    judgements["shape"] = _groups(examples, _ways(examples, theirs, by_shape))
+    judgements["shape"] = _groups(examples, groups, _ways(examples, theirs, by_shape))
     devices = [e.device.name for e in examples]
     if len(set(devices)) > 1:
         tell("holding out devices")
         judgements |= _by_device(table, groups, folds, devices)
-    every = calibrate(table, forecasts, groups, np.ones(len(examples), dtype=np.bool_))
-    return Card(judgements, tuple(_coverages(table, said, groups, every.alpha)))
+    return Card(judgements, tuple(_coverages(table, said, groups, held.bounds.alpha)))
 
 
 def _by_device(
@@ -218,18 +249,17 @@ def _by_device(
     for name in sorted(set(devices)):
         here = names == name
         forecasts = held_out(table, folds, learn=~here)
-        apart = [calibrate(table, forecasts, groups, ~here & (folds != n)) for n in range(int(folds.max()) + 1)]
-        whole = calibrate(table, forecasts, groups, ~here)
+        apart = calibrate_apart(table, forecasts, groups, folds, among=~here)
+        whole = [calibrate(table, forecasts, groups, ~here)] * len(apart)
         seen = forecast_by(table, forecasts, learn=~here)
-        places = np.flatnonzero(here).tolist()
-        examples = [table.examples[place] for place in places]
-        for split, from_, widths in (("device", seen, None), ("device and network", forecasts, apart)):
-            said = [b.advice(from_.of(table, p), widths[int(folds[p])] if widths else whole) for p in places]
-            found[split][name] = _groups(examples, _ways(examples, said))["all"]
+        examples = [table.examples[place] for place in np.flatnonzero(here).tolist()]
+        for split, from_, widths in (("device", seen, whole), ("device and network", forecasts, apart)):
+            ways = _ways(examples, advised(table, from_, widths, folds, which=here))
+            found[split][name] = _judgements(ways)
     return found
 
 
-def _ways(examples: list[Example], said: Sequence[Advice], folds: Folds | None = None) -> dict[str, list[Choice]]:
+def _ways(examples: Sequence[Example], said: Sequence[Advice], folds: Folds | None = None) -> dict[str, list[Choice]]:
     pairs = list(zip(examples, said, strict=True))
     found = {
         "predict": [predicting(e, s) for e, s in pairs],
@@ -243,10 +273,12 @@ def _ways(examples: list[Example], said: Sequence[Advice], folds: Folds | None =
     return found | {"winner": [baselines.best(e) for e in examples]}
 
 
-def _groups(examples: list[Example], ways: Mapping[str, list[Choice]]) -> dict[str, dict[str, Judgement]]:
+def _groups(
+    examples: Sequence[Example], groups: Sequence[str], ways: Mapping[str, list[Choice]]
+) -> dict[str, dict[str, Judgement]]:
     """Judgements of all, of those of known networks, of random ones, and by dtype and device."""
     labels: dict[str, NDArray[np.bool_]] = {"all": np.ones(len(examples), dtype=np.bool_)}
-    inside = np.array([name != e.shape for name, e in zip(networks(examples), examples, strict=True)])
+    inside = np.array([name != e.shape for name, e in zip(groups, examples, strict=True)])
     if inside.any() and not inside.all():
         labels |= {"networks": inside, "other shapes": ~inside}
     for values in ([e.problem.dtype for e in examples], [e.device.name for e in examples]):
@@ -254,9 +286,15 @@ def _groups(examples: list[Example], ways: Mapping[str, list[Choice]]) -> dict[s
             labels |= {value: np.array([v == value for v in values]) for value in sorted(set(values))}
     found: dict[str, dict[str, Judgement]] = {}
     for label, which in labels.items():
-        judged = {way: judge([choices[i] for i in np.flatnonzero(which).tolist()]) for way, choices in ways.items()}
-        found[label] = {way: judgement for way, judgement in judged.items() if judgement is not None}
+        places = np.flatnonzero(which).tolist()
+        found[label] = _judgements({way: [choices[i] for i in places] for way, choices in ways.items()})
     return found
+
+
+def _judgements(ways: Mapping[str, list[Choice]]) -> dict[str, Judgement]:
+    """One of each way, but for those none of whose choices runs."""
+    judged = {way: judge(choices) for way, choices in ways.items()}
+    return {way: judgement for way, judgement in judged.items() if judgement is not None}
 
 
 def _coverages(table: Table, said: Sequence[Advice], groups: Sequence[str], alpha: float) -> Iterable[Coverage]:

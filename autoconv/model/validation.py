@@ -137,12 +137,22 @@ def _worse(table: Table, choices: Mapping[int, int]) -> int:
     )
 
 
-def advised(table: Table, forecasts: Forecasts, widths: Sequence[Bounds], folds: Folds) -> list[Advice]:
-    """The advice on every example, by the widths of its fold."""
-    return [b.advice(forecasts.of(table, place), widths[folds[place]]) for place in range(len(table.examples))]
+def calibrate_apart(
+    table: Table, forecasts: Forecasts, networks: Sequence[str], folds: Folds, among: NDArray[np.bool_] | None = None
+) -> list[Bounds]:
+    """For each fold the widths that come from the other folds, from all examples or from those `among` them."""
+    every = np.ones(len(folds), dtype=np.bool_) if among is None else among
+    return [calibrate(table, forecasts, networks, every & (folds != n)) for n in range(int(folds.max()) + 1)]
+
+
+def advised(
+    table: Table, forecasts: Forecasts, widths: Sequence[Bounds], folds: Folds, which: NDArray[np.bool_] | None = None
+) -> list[Advice]:
+    """The advice on every example, or on which, by the widths of its fold."""
+    places = range(len(table.examples)) if which is None else np.flatnonzero(which).tolist()
+    return [b.advice(forecasts.of(table, place), widths[folds[place]]) for place in places]
 
 
 def cross_advised(table: Table, forecasts: Forecasts, networks: Sequence[str], folds: Folds) -> list[Advice]:
     """The advice on every example, by widths that come from the other folds."""
-    widths = [calibrate(table, forecasts, networks, folds != number) for number in range(int(folds.max()) + 1)]
-    return advised(table, forecasts, widths, folds)
+    return advised(table, forecasts, calibrate_apart(table, forecasts, networks, folds), folds)
