@@ -16,7 +16,7 @@ from autoconv.decision import NATIVE
 from autoconv.environment import Environment
 from autoconv.knowledge import Knowledge, Question
 from autoconv.measurer import Measurer, ended_processes
-from autoconv.model.advice import Advice, Adviser
+from autoconv.model.advice import DAMAGED, Advice, Adviser
 from autoconv.model.advisers import Advisers
 from autoconv.model.counsel import Counsel
 from autoconv.problem import Kind, Problem
@@ -24,19 +24,8 @@ from autoconv.settings import Settings
 from autoconv.store import Store
 from autoconv.warn import WarnOnce
 
-BROKEN = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What comes of a model whose numbers or whose file are not what they should be."""
+BROKEN = (*DAMAGED, ImportError)
+"""What comes of a model whose numbers or whose file are not what they should be, or for which a library is missing."""
 
 MOST = 300.0
 """Logarithm of no ratio of two times that ever was; its exponential is a number still."""

@@ -9,6 +9,19 @@ from typing import Protocol
 from autoconv.algorithms import Candidate
 from autoconv.problem import Problem
 
+DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What comes of a model that is not what it should be, whether it is read or asked."""
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:

@@ -23,7 +23,7 @@ from autoconv.decision import NATIVE
 from autoconv.errors import ModelError
 from autoconv.model import bounds as b
 from autoconv.model import features
-from autoconv.model.advice import Advice
+from autoconv.model.advice import DAMAGED, Advice
 from autoconv.model.bounds import Bounds
 from autoconv.model.card import Card
 from autoconv.model.features import Ceilings, Floats, Vocabulary
@@ -42,22 +42,7 @@ MOST_BYTES = 64 * 10**6
 ZIPPED = b"PK"
 """How a file of arrays begins."""
 
-UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    SyntaxError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+UNREADABLE = (*DAMAGED, SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 """What comes of reading a file that was damaged."""
 
 REACH = math.log(4.0)
