@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 from autoconv import settings as _settings
+from autoconv._arguments import DTYPES, promoted
 from autoconv._backend import mx, mx_conv_general
 from autoconv._gradients import by_vjp, differentiable
 from autoconv._tracing import is_shapeless
@@ -24,9 +25,6 @@ from autoconv.problem import Kind, Problem, cropped, padding_pair
 from autoconv.settings import Policy, Settings
 
 Stream: TypeAlias = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
-
-DTYPES = {mx.float16: "float16", mx.bfloat16: "bfloat16", mx.float32: "float32", mx.float64: "float64"}
-"""Names of the dtypes that MLX convolves."""
 
 IMPORTED = time.perf_counter()
 """When this library was imported: the process is about as old."""
@@ -280,15 +278,6 @@ def _decide_gradient(
     return _provisional(on_device, key) if waiting else on_device
 
 
-def promoted(first: mx.Dtype, second: mx.Dtype) -> mx.Dtype | None:
-    """The dtype that MLX computes a convolution of these in; None if it is none that it convolves."""
-    if first not in DTYPES or second not in DTYPES:
-        return None
-    if first == second:
-        return first
-    return mx.float64 if mx.float64 in (first, second) else mx.float32
-
-
 def _adapted(run: Convolution, dtype: mx.Dtype, crop: tuple[slice, ...] | None, *, mixed: bool) -> Convolution:
     """`run` for operands as they were passed: of two dtypes, or with padding that is negative."""
     if not mixed and crop is None:
@@ -307,10 +296,15 @@ def _for_want_of_time(decided: Decision, settings: Settings) -> bool:
     return waits and settings.policy in (Policy.AUTO, Policy.MEASURE)
 
 
+def _next_look(key: object) -> float:
+    """Until when a choice for want of time stands, made now under this key; each time twice as long as the last."""
+    wait = _waits[key] = min(MAX_RETRY_S, 2 * _waits.get(key, RETRY_S / 2))
+    return time.monotonic() + wait
+
+
 def _provisional(run: Convolution, key: object) -> Convolution:
     """`run` until some time has passed, when the shape is looked at again."""
-    wait = _waits[key] = min(MAX_RETRY_S, 2 * _waits.get(key, RETRY_S / 2))
-    until = time.monotonic() + wait
+    until = _next_look(key)
 
     def provisional(first: mx.array, second: mx.array, /) -> mx.array:
         if time.monotonic() > until:
@@ -346,11 +340,7 @@ def is_beaten(algorithm: str, problem: Problem, by: float) -> bool:
         own = [v.record.median_us for v in decided.verdicts if v.record.algorithm == algorithm]
         times = [time_us for time_us in own if time_us is not None]
         answer = best is None or not times or min(times) > (1 + by) * best
-    until = math.inf
-    if _for_want_of_time(decided, settings):
-        wait = _waits[key] = min(MAX_RETRY_S, 2 * _waits.get(key, RETRY_S / 2))
-        until = time.monotonic() + wait
-    _beaten[key] = answer, until
+    _beaten[key] = answer, _next_look(key) if _for_want_of_time(decided, settings) else math.inf
     return answer
 
 
@@ -372,38 +362,3 @@ def count_of(counter: itertools.count[int]) -> int:
 def hits() -> int:
     """Calls so far whose shape was known."""
     return count_of(_counter)
-
-
-def kind_of(name: str) -> Kind:
-    """The kind of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    try:
-        return Kind(name)
-    except ValueError:
-        msg = f"kind must be one of {', '.join(Kind)}; got {name!r}"
-        raise ValueError(msg) from None
-
-
-def problem_of(
-    input: mx.array | Sequence[int], weight: mx.array | Sequence[int], dtype: str | None, **arguments: Any
-) -> Problem:
-    """The problem that a call poses, of arrays or of their shapes.
-
-    Args:
-        input: The input, or its shape.
-        weight: The weight, or its shape.
-        dtype: The dtype's name. Default: what the arrays promote to, float32 for shapes.
-        arguments: As `Problem.parse` takes them.
-
-    Raises:
-        TypeError, ValueError: as `mx.conv3d`.
-    """
-    shapes = [a.shape if isinstance(a, mx.array) else tuple(a) for a in (input, weight)]
-    if dtype is None:
-        dtypes = [a.dtype for a in (input, weight) if isinstance(a, mx.array)] or [mx.float32]
-        found = promoted(dtypes[0], dtypes[-1])
-        dtype = DTYPES[found] if found is not None else str(dtypes[0]).removeprefix("mlx.core.")
-    return Problem.parse(shapes[0], shapes[1], dtype, **arguments)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from autoconv import settings as _settings
+from autoconv._arguments import kind_of, problem_of
 from autoconv._backend import mx
 from autoconv._backend import mx_conv3d as _mx_conv3d
 from autoconv._backend import mx_conv_general as _mx_conv_general
-from autoconv._calls import Stream, call, changed, device_key, forget, hit, hits, kind_of, known, on, problem_of
+from autoconv._calls import Stream, call, changed, device_key, forget, hit, hits, known, on
 from autoconv.decision import Source
 from autoconv.problem import IntOrInts, Padding
 from autoconv.report.explanation import Explanation

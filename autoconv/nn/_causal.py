@@ -6,6 +6,7 @@ import functools
 from typing import Literal, TypeAlias, get_args
 
 from autoconv import _calls
+from autoconv._arguments import name_of_dtype
 from autoconv._backend import mx
 from autoconv._tracing import is_shapeless
 from autoconv.algorithms._depth import FlatConvolution, flat_convolution, flat_matmul, is_pointwise, zeros_like_output
@@ -194,8 +195,7 @@ class CausalConv3d(Conv3d):
 
     def _window(self, x: mx.array, padding: Pair, outputs: int) -> Problem:
         """So many outputs and the frames that they see, as a problem."""
-        dtype = _calls.promoted(x.dtype, self.weight.dtype)
-        name = _calls.DTYPES[dtype] if dtype is not None else str(x.dtype).removeprefix("mlx.core.")
+        name = name_of_dtype(x.dtype, self.weight.dtype)
         return _window(x.shape, self.weight.shape, name, self.stride, padding, self.dilation, self.groups, outputs)
 
     def _tuned(self, x: mx.array, low: int, padding: Pair, high: int = 0, derived: Derived | None = None) -> mx.array:
