@@ -25,9 +25,6 @@ from autoconv.patching import patch
 from autoconv.problem import Problem
 from autoconv.settings import Policy, Settings
 
-_BYTE_FLOPS = 40.0
-"""FLOPs that take about as long as a byte."""
-
 
 @dataclass(frozen=True)
 class Preparation:
@@ -122,18 +119,20 @@ def _tune(notes: _Notes, end: float) -> Preparation:
     from autoconv.cli._common import progress
     from autoconv.dispatch import dispatcher
     from autoconv.sweep.measured import measured_in
+    from autoconv.sweep.order import work_of
     from autoconv.sweep.runner import Ending, Outcome, sweep
     from autoconv.sweep.workload import Layer
 
     shapes = sum(map(len, notes.counts.values()))
     outcomes: list[Outcome] = []
     groups = list(notes.counts.items())
-    groups.sort(key=lambda group: -sum(_stake(p, count) for p, count in group[1].items()))
+    # What is measured counts for more than the work, and is seen to by the sweep.
+    groups.sort(key=lambda group: -sum(count * work_of(problem) for problem, count in group[1].items()))
     try:
         with progress(shapes, "tuning") as bar:
             for (settings, name), counts in groups:
                 device = notes.devices[name]
-                ordered = sorted(counts.items(), key=lambda item: -_stake(*item))
+                ordered = sorted(counts.items(), key=lambda item: -item[1] * work_of(item[0]))
                 outcomes += sweep(
                     [Layer("", "", "", count, problem, "") for problem, count in ordered],
                     dispatcher(),
@@ -155,11 +154,6 @@ def _tune(notes: _Notes, end: float) -> Preparation:
         shapes - len(outcomes),
         tuple(f"{outcome.layer.problem}: {outcome.why}" for outcome in failed),
     )
-
-
-def _stake(problem: Problem, count: int) -> float:
-    """About how long native takes over so many, in FLOPs; what is measured counts for more, and is seen to later."""
-    return count * max(problem.flops, _BYTE_FLOPS * problem.bytes)
 
 
 class _Uncompiled:

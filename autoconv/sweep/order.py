@@ -136,7 +136,7 @@ class Neighbours:
         self._enough = len(known) >= max(least, 1)
         self._count = min(count, len(known))
         self._features = features([each.problem for each in known])
-        self._log_rate = np.log([each.native_us / _work(each.problem) for each in known])
+        self._log_rate = np.log([each.native_us / work_of(each.problem) for each in known])
         self._log_gain = np.log1p([each.gain for each in known])
 
     def estimate(self, problems: Sequence[Problem]) -> list[Estimate]:
@@ -158,7 +158,7 @@ class Neighbours:
             log_rate = (weight * self._log_rate[nearest]).sum(axis=1)
             known = np.exp(-near.min(axis=1) / (2 * REACH**2)) / (1 + spread / SPREAD)
             found += [
-                Estimate(math.exp(rate) * _work(problem), math.expm1(max(gain, 0.0)), min(max(1 - sure, 0.0), 1.0))
+                Estimate(math.exp(rate) * work_of(problem), math.expm1(max(gain, 0.0)), min(max(1 - sure, 0.0), 1.0))
                 for problem, rate, gain, sure in zip(
                     problems[start : start + _BLOCK], log_rate.tolist(), log_gain.tolist(), known.tolist(), strict=True
                 )
@@ -223,7 +223,7 @@ def _sizes(problem: Problem) -> list[float]:
     return [*(math.log2(max(count, 1e-3)) for count in counts), *map(float, asks)]
 
 
-def _work(problem: Problem) -> float:
+def work_of(problem: Problem) -> float:
     """What a problem's time is about proportional to."""
     return problem.flops + _BYTE_FLOPS * problem.bytes
 
