@@ -116,8 +116,8 @@ def prepare(
 
 def _tune(notes: _Notes, end: float) -> Preparation:
     from autoconv import environment
-    from autoconv.cli._common import progress
     from autoconv.dispatch import dispatcher
+    from autoconv.report.progress import progress
     from autoconv.sweep.measured import measured_in
     from autoconv.sweep.order import work_of
     from autoconv.sweep.runner import Ending, Outcome, sweep

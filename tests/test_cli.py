@@ -15,11 +15,11 @@ from click.testing import CliRunner, Result
 import autoconv
 from autoconv import environment, settings
 from autoconv._backend import mx
-from autoconv.cli import _common, main
+from autoconv.cli import main
 from autoconv.decision import Decision, Source, Verdict
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.report import doctor, tables
+from autoconv.report import doctor, progress, tables
 from autoconv.report.doctor import Finding
 from autoconv.store import Qualification, open_store
 from autoconv.sweep import Layer
@@ -186,10 +186,10 @@ def test_progress_bars_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -
     for bar in ("counted", "timed"):
         monkeypatch.setattr(sys, "stderr", Terminal())
         if bar == "counted":
-            with _common.progress(2, HOSTILE) as told:
+            with progress.progress(2, HOSTILE) as told:
                 told.advance(f"in {HOSTILE}")
         else:
-            with _common.progress_of(HOSTILE, after_s=-1.0) as tell:
+            with progress.progress_of(HOSTILE, after_s=-1.0) as tell:
                 tell(0.5)
         assert isinstance(sys.stderr, Terminal)
         shown = click.unstyle(sys.stderr.getvalue())

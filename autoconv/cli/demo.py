@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from autoconv.cli._common import INTERRUPTED, Command, json_option, progress
+from autoconv.cli._common import INTERRUPTED, Command, json_option
+from autoconv.report.progress import progress
 
 
 @click.command(cls=Command, epilog="Example: autoconv demo")

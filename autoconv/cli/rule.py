@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autoconv.cli._common import backend_here, progress_of, settings
+from autoconv.cli._common import backend_here, settings
+from autoconv.report.progress import progress_of
 from autoconv.report.words import printable
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoconv.cli._common import INTERRUPTED, Command, json_option, progress, settings
+from autoconv.cli._common import INTERRUPTED, Command, json_option, settings
+from autoconv.report.progress import progress
 from autoconv.report.words import printable
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoconv.cli._common import Command, backend_here, database_option, json_option, progress, settings
+from autoconv.cli._common import Command, backend_here, database_option, json_option, settings
+from autoconv.report.progress import progress
 from autoconv.report.words import printable
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from autoconv.cli._common import Command, database_option, json_option, progress_of, settings
+from autoconv.cli._common import Command, database_option, json_option, settings
 from autoconv.cli.rule import export_rule
+from autoconv.report.progress import progress_of
 from autoconv.report.words import printable
 
 
