@@ -17,6 +17,7 @@ from autoconv import environment, settings
 from autoconv._backend import mx
 from autoconv.cli import main
 from autoconv.decision import Decision, Source, Verdict
+from autoconv.model import advisers
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
 from autoconv.report import doctor, progress, tables
@@ -252,6 +253,22 @@ def test_a_sweep_of_what_is_pending_takes_it_off_the_list() -> None:
     assert store.pending(environment.of(mx.default_device()).id) == []
     store.close()
     assert json.loads(run("sweep", "--pending", "--json").stdout)["summary"]["problems"] == 0
+
+
+def test_a_sweep_of_no_layer_asks_no_model(monkeypatch: pytest.MonkeyPatch, qualified: Path, tmp_path: Path) -> None:
+    asked: list[object] = []
+
+    def adviser_for(where: object, *_: object) -> tuple[None, str]:
+        asked.append(where)
+        return None, "none is there"
+
+    monkeypatch.setattr(advisers, "adviser_for", adviser_for)
+    assert run("sweep", "--pending", "--database", str(qualified)).exit_code == 0
+    assert not asked
+    path = tmp_path / "mine.csv"
+    path.write_text(HEADER + ROW)
+    assert run("sweep", str(path), "--no-train", "--database", str(qualified)).exit_code == 0
+    assert len(asked) == 1
 
 
 def test_a_sweep_leaves_out_what_is_too_large(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from autoconv import environment, settings
 from autoconv._backend import mx
 from autoconv.algorithms import Candidate, candidates
 from autoconv.cli import main
+from autoconv.cli._foreknown import informed
 from autoconv.errors import ModelError
 from autoconv.model import card, learning, shelf
 from autoconv.model.advice import Advice, Forecast
@@ -295,9 +296,9 @@ def test_what_a_model_cannot_tell_of_keeps_its_estimate() -> None:
 
 def test_a_sweep_is_informed_by_the_model_that_applies(database: Path) -> None:
     chosen = settings.current()
-    assert isinstance(sweeps._informed(chosen)(Times()), Times)
+    assert isinstance(informed(chosen)(Times()), Times)
     learning.learn_own(chosen, environment.of(mx.default_device()))
     problems = [layer(8).problem, layer(16).problem]
-    found = sweeps._informed(chosen)(Times()).estimate(problems)
+    found = informed(chosen)(Times()).estimate(problems)
     assert [each.native_us for each in found] == [100.0, 100.0]
     assert found != Times().estimate(problems)

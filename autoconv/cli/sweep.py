@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoconv.cli._common import INTERRUPTED, Command, json_option, settings
+from autoconv.cli._foreknown import informed, measured, unchanged
 from autoconv.report.progress import progress
 from autoconv.report.words import printable
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from autoconv.model.shelf import Kept
     from autoconv.problem import Problem
     from autoconv.settings import Settings
-    from autoconv.sweep import Estimator, Layer, Measured
+    from autoconv.sweep import Layer
     from autoconv.sweep.runner import Outcome
 
 
@@ -233,8 +234,8 @@ def _here(layers: Sequence[Layer], how: _How) -> _Swept:
             refresh=how.refresh,
             again=how.again,
             limit_s=how.limit_s,
-            measured=_measured(how.chosen) if layers else (),
-            informed=_informed(how.chosen),
+            measured=measured(how.chosen) if layers else (),
+            informed=informed(how.chosen) if layers else unchanged,
             stop=how.stop,
             tell=_teller(bar.advance),
             wait=wait,
@@ -269,7 +270,7 @@ def _fleet(layers: Sequence[Layer], how: _How, scheduler: str, insecure: bool) -
             dispatcher().store(how.chosen, strict=True),
             refresh=how.refresh,
             again=how.again,
-            measured=_measured(how.chosen) if layers else (),
+            measured=measured(how.chosen) if layers else (),
             limit_s=how.limit_s,
             stop=how.stop,
             tell=_teller(bar.advance),
@@ -315,55 +316,6 @@ def _worth(kept: Kept, unfit: str) -> str:
         f"{kept.path.name} is used from now on: on networks that it did not see {auto.regret_mean:.1%} slower than the "
         f"best in the mean, {auto.timed_share:.0%} of shapes timed, where native is {native.regret_mean:.1%} slower"
     )
-
-
-def _informed(chosen: Settings) -> Callable[[Estimator], Estimator]:
-    """What makes an estimator know what the cost model that applies here knows; nothing more where none does."""
-    from autoconv import environment
-    from autoconv._backend import mx
-    from autoconv.algorithms import candidates
-    from autoconv.counsellor import BROKEN
-    from autoconv.grounds import memory_bytes
-    from autoconv.model.advisers import adviser_for, ceilings_of
-    from autoconv.sweep.informed import ModelEstimator
-
-    where = environment.of(mx.default_device())
-    try:
-        adviser, _ = adviser_for(where, ceilings_of(where, chosen), chosen)
-    except BROKEN:  # which `doctor` tells of; here it is about the order alone
-        adviser = None
-    if adviser is None:
-        return lambda estimator: estimator
-    limit = memory_bytes(chosen, where)
-    return ModelEstimator(adviser, lambda problem: candidates(problem, where.backend, memory_bytes=limit)).over
-
-
-def _measured(chosen: Settings) -> list[Measured]:
-    """What is known of other problems, by which a sweep is put in order: a few thousand of this device's, or of what
-    came with the package where those are few.
-    """
-    from autoconv import environment
-    from autoconv._backend import mx
-    from autoconv.dispatch import dispatcher
-    from autoconv.sweep.measured import measured_in
-    from autoconv.sweep.order import LEAST
-
-    where = environment.of(mx.default_device())
-    known = measured_in(dispatcher().store(chosen, strict=True), where.id)
-    if len(known) >= LEAST:
-        return known
-    from autoconv.store.shipped import open_shipped
-
-    shipped = open_shipped()
-    try:
-        for store in shipped.values():
-            for key, (identity, _) in store.environments().items():
-                if identity.get("backend") == where.backend:
-                    known += measured_in(store, key)
-    finally:
-        for store in shipped.values():
-            store.close()
-    return known
 
 
 def _teller(advance: Callable[[str], None]) -> Callable[[Outcome], None]:
