@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from autoconv.algorithms import algorithms
-from autoconv.cli.train import card_for_people
 from autoconv.model import shelf
+from autoconv.report.model_card import page_of
 
 FOLDER = Path(__file__).parents[1] / "tuning_db"
 MODELS = sorted(FOLDER.glob("*.npz"))
@@ -31,6 +31,6 @@ def test_it_is_of_the_databases_beside_it_and_nothing_speaks_against_it(path: Pa
 def test_what_lies_beside_it_belongs_to_it(path: Path) -> None:
     model = shelf.load(path)
     assert shelf.file_sha256(path.with_suffix(".joblib")) == model.origin.estimators
-    card = card_for_people(shelf.Kept(model, path, shelf.file_sha256(path)))
+    page = page_of(shelf.Kept(model, path, shelf.file_sha256(path)))
     # A model keeps its card's tables by name, and the page has them in the order in which they were made.
-    assert sorted(path.with_suffix(".md").read_text(encoding="utf-8").splitlines()) == sorted(card.splitlines())
+    assert sorted(path.with_suffix(".md").read_text(encoding="utf-8").splitlines()) == sorted(page.splitlines())

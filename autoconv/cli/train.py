@@ -76,47 +76,17 @@ def _train(databases: Sequence[Path], backend: str, out: Path | None, chosen: An
     from autoconv import environment
     from autoconv._backend import mx
     from autoconv.model import advisers, learning, shelf
+    from autoconv.report.model_card import page_of
 
     if out is not None:
         kept = learning.learn(databases or learning.default_databases(chosen), backend, out, private=False, tell=tell)
-        shelf.write(out.with_suffix(".md"), card_for_people(kept).encode())
+        shelf.write(out.with_suffix(".md"), page_of(kept).encode())
         return kept, ""
     where = environment.of(mx.default_device())
     kept, trusted = learning.learn_own(chosen, where, databases=databases, backend=backend, tell=tell)
     if backend != where.backend:
         return kept, f"this machine's backend is {where.backend}"
     return kept, advisers.fault_here(trusted, where)
-
-
-def card_for_people(kept: Kept) -> str:
-    """The card for people."""
-    origin = kept.model.origin
-    fault = kept.model.card.fault()
-    lines = [
-        f"# {kept.path.name}",
-        "",
-        f"A cost model of {origin.backend}: {origin.problems} problems of {' and '.join(origin.devices)}, by "
-        + ", ".join(f"{name} {version}" for name, version in origin.libraries.items())
-        + ".",
-        "",
-        *([f"It is not used: {fault}.", ""] if fault else []),
-        "| database | device | problems |",
-        "| --- | --- | ---: |",
-        *(f"| {source.name} | {source.device} | {source.problems} |" for source in origin.sources),
-        "",
-        "It knows " + ", ".join(f"{name}@{version}" for name, version in sorted(origin.algorithms.items())) + ".",
-        "",
-        *kept.model.card.markdown(),
-        "",
-        "`autoconv evaluate` makes these tables again.",
-        "",
-    ]
-    return printable_lines(lines)
-
-
-def printable_lines(lines: Sequence[str]) -> str:
-    """Lines without what a terminal would obey."""
-    return "\n".join(map(printable, lines))
 
 
 def _as_dict(kept: Kept, fault: str, unused: str) -> dict[str, Any]:
