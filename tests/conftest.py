@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from hypothesis import settings
-from models import part, quick
+from models import part, quick, there
 
 import autoconv
 from autoconv import _calls, dispatch, environment
@@ -91,6 +91,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         quick(patch)
         learn([folder / "some.db"], "cpu", folder / "cpu.npz", private=False)
     return folder
+
+
+@pytest.fixture
+def trained_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine is the device of that database, and models are trained fast, badly, and never too badly."""
+    monkeypatch.setattr(environment, "of", lambda _device: there())
+    quick(monkeypatch)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from command import run
 
 import autoconv
 from autoconv import environment, settings
@@ -31,10 +31,6 @@ HEADER = "model,layer,N,D,H,W,C_in,C_out,KD,KH,KW\n"
 ROW = "net,conv1,1,3,4,5,4,4,3,3,3\n"
 SHAPES = ["--input", "1,3,4,5,4", "--weight", "4,3,3,3,4"]
 PROBLEM = Problem.parse((1, 3, 4, 5, 4), (4, 3, 3, 3, 4))
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, list(arguments))
 
 
 @pytest.fixture

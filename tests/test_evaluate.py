@@ -8,34 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-from models import PROBLEMS, part, quick, there
+from command import run
+from models import PROBLEMS, part
 
-from autoconv import environment
 from autoconv.algorithms import algorithms
-from autoconv.cli import main
 from autoconv.model import evaluation, learning, shelf
 from autoconv.model.card import Card
 from autoconv.model.cost_model import pack
 from autoconv.model.examples import read
 from autoconv.store import shipped as came
 
+pytestmark = pytest.mark.usefixtures("trained_here")
+
 HEADER = "model,layer,N,D,H,W,C_in,C_out,KD,KH,KW,pad_d,pad_h,pad_w\n"
-
-
-@pytest.fixture(autouse=True)
-def _here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "of", lambda _device: there())
-    quick(monkeypatch)
 
 
 @pytest.fixture
 def folder(model_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(model_folder, tmp_path / "shipped"))
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)))
 
 
 def test_the_card_is_made_again(folder: Path) -> None:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from models import FAULT, PROBLEMS, part, quick, there
+from command import run
+from models import FAULT, PROBLEMS, part, there
 
 from autoconv import environment, settings
 from autoconv._backend import mx
 from autoconv.algorithms import Candidate, candidates
-from autoconv.cli import main
 from autoconv.cli._foreknown import informed
 from autoconv.errors import ModelError
 from autoconv.model import card, learning, shelf
@@ -33,24 +32,16 @@ from autoconv.sweep.informed import ModelEstimator
 from autoconv.sweep.order import UNKNOWN
 from autoconv.sweep.runner import Ending, Outcome
 
+pytestmark = pytest.mark.usefixtures("trained_here")
+
 sweeps: Any = importlib.import_module("autoconv.cli.sweep")  # the package has the command by that name
 GUESS = Estimate(100.0, 0.0, 0.5)
-
-
-@pytest.fixture(autouse=True)
-def _here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "of", lambda _device: there())
-    quick(monkeypatch)
 
 
 @pytest.fixture
 def database(model_folder: Path, tmp_path: Path) -> Path:
     """The user's own database, with what was measured here."""
     return Path(shutil.copy(model_folder / "some.db", tmp_path / "autoconv.db"))
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)))
 
 
 def test_the_same_measurements_give_the_same_files_bit_for_bit(model_folder: Path, tmp_path: Path) -> None:
