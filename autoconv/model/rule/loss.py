@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autoconv.decision import NATIVE
+from autoconv.model.bounds import WORSE_BY
 from autoconv.model.rule.case import JUDGING, Case
 
-WORSE = 1.02
+WORSE = 1 + WORSE_BY
 """Times native from which a choice counts as worse."""
 
 
