@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 from autoconv import settings as _settings
 from autoconv._arguments import DTYPES, promoted
 from autoconv._backend import mx, mx_conv_general
 from autoconv._gradients import by_vjp, differentiable
-from autoconv._tracing import is_shapeless
+from autoconv._tracing import is_shapeless, runs_here, sized
 from autoconv.algorithms import native
 from autoconv.algorithms._algorithm import Convolution
 from autoconv.algorithms.native import is_untouched
@@ -47,8 +47,10 @@ def _name_of_default() -> str:
 
 
 # A Device is hashed by identity, and every look at the default one is a new object.
-device_key: Callable[[], object] = _name_of_default if mx.device_count(mx.gpu) > 1 else _gpu_is_default
-"""The default device as part of a key; its type says enough where there is one GPU, in a third of the time."""
+device_key: Callable[[], object] = (bool, _gpu_is_default, _name_of_default)[min(2, mx.device_count(mx.gpu))]
+"""The default device as part of a key; its type says enough where there is one GPU, in a third of the time, and `bool`
+is always False where there is none.
+"""
 
 _waits: dict[object, float] = {}
 
@@ -79,23 +81,6 @@ Decisions known under the settings in force are not asked for anew, so that thes
 """
 
 
-@dataclass(frozen=True)
-class Sized:
-    """A convolution that knows sizes, with what runs where `mx.compile(shapeless=True)` traces and none may be known.
-
-    Attributes:
-        run: The convolution.
-        sizeless: What runs there.
-    """
-
-    run: Convolution
-    sizeless: Convolution
-
-    def __call__(self, input: mx.array, weight: mx.array, /) -> mx.array:
-        """The convolution, by whichever may run here."""
-        return (self.sizeless if is_shapeless(input, weight) else self.run)(input, weight)
-
-
 def found(input: mx.array, weight: mx.array, raw: tuple[object, ...]) -> Convolution | None:
     """What is known to run a call with these arguments, as it is written and under no settings of its own.
 
@@ -107,9 +92,7 @@ def found(input: mx.array, weight: mx.array, raw: tuple[object, ...]) -> Convolu
         )
     except (TypeError, AttributeError):
         return None
-    if isinstance(run, Sized):
-        return None if is_shapeless(input, weight) else run.run
-    return run
+    return None if run is None else runs_here(run, input, weight)
 
 
 def on(stream: Stream) -> AbstractContextManager[Any]:
@@ -117,9 +100,17 @@ def on(stream: Stream) -> AbstractContextManager[Any]:
     return contextlib.nullcontext() if stream is None else mx.stream(stream)
 
 
-def _tuples(value: object) -> object:
-    """Lists as tuples, all the way down, so that they can be looked up."""
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+def hashable(value: Any) -> Any:
+    """An argument as it is looked up: a list as a tuple, and a pair of lists, as paddings may be, as a pair of tuples.
+
+    What else MLX refuses or has its own reading of stays as it is.
+    """
+    if type(value) is list:
+        value = tuple(value)
+    if type(value) is tuple and len(value) == 2:
+        low, high = value
+        return tuple(low) if type(low) is list else low, tuple(high) if type(high) is list else high
+    return value
 
 
 def changed(changes: Mapping[str, object]) -> Settings:
@@ -148,7 +139,7 @@ def call(
         if not (isinstance(input, mx.array) and isinstance(weight, mx.array)):
             return untouched()
         device = mx.default_device()
-        key = (input.shape, weight.shape, input.dtype, weight.dtype, *map(_tuples, raw), device_key(), around)
+        key = (input.shape, weight.shape, input.dtype, weight.dtype, *map(hashable, raw), device_key(), around)
         try:
             run = known.get(key, _UNKNOWN)
         except TypeError:  # an argument that cannot be hashed is one that MLX refuses
@@ -208,7 +199,7 @@ def _decide(
         return None
     run = _adapted(run, dtype, crop, mixed=input.dtype != weight.dtype)
     if candidate.name != NATIVE or settings.gradients or crop is not None:
-        run = Sized(run, _sizeless(problem, arguments))
+        run = sized(run, _sizeless(problem, arguments))
     known[key] = _provisional(run, key) if waiting else run
     return run
 

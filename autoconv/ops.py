@@ -10,7 +10,7 @@ from autoconv._arguments import kind_of, problem_of
 from autoconv._backend import mx
 from autoconv._backend import mx_conv3d as _mx_conv3d
 from autoconv._backend import mx_conv_general as _mx_conv_general
-from autoconv._calls import Stream, call, changed, device_key, forget, hit, hits, known, on
+from autoconv._calls import Stream, call, changed, device_key, forget, hashable, hit, hits, known, on
 from autoconv.decision import Source
 from autoconv.problem import IntOrInts, Padding
 from autoconv.report.explanation import Explanation
@@ -68,9 +68,9 @@ def conv3d(
                 weight.shape,
                 input.dtype,
                 weight.dtype,
-                stride,
-                padding,
-                dilation,
+                tuple(stride) if type(stride) is list else stride,
+                tuple(padding) if type(padding) is list else padding,
+                tuple(dilation) if type(dilation) is list else dilation,
                 groups,
                 device_key(),
                 _around(),
@@ -142,10 +142,10 @@ def conv_general(
                 weight.shape,
                 input.dtype,
                 weight.dtype,
-                stride,
-                padding,
-                kernel_dilation,
-                input_dilation,
+                tuple(stride) if type(stride) is list else stride,
+                padding if type(padding) is int else hashable(padding),
+                tuple(kernel_dilation) if type(kernel_dilation) is list else kernel_dilation,
+                tuple(input_dilation) if type(input_dilation) is list else input_dilation,
                 groups,
                 flip,
                 device_key(),

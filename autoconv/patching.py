@@ -164,8 +164,8 @@ def _conv_general(
     stream: Any = None,
     **unknown: Any,
 ) -> mx.array:
-    given = (input, weight, stride, padding, kernel_dilation, input_dilation, groups, flip)
     if more or unknown:
+        given = (input, weight, stride, padding, kernel_dilation, input_dilation, groups, flip)
         return mx_conv_general(*given, *more, stream=stream, **unknown)
     try:
         ours = input.ndim == 5 and _patcher.active
@@ -174,8 +174,9 @@ def _conv_general(
     if ours:
         _count()
     run = conv_general if ours else mx_conv_general
-    # By place alone costs less.
-    return run(*given) if stream is None else run(*given, stream=stream)
+    if stream is None:  # by place alone, which costs less
+        return run(input, weight, stride, padding, kernel_dilation, input_dilation, groups, flip)
+    return run(input, weight, stride, padding, kernel_dilation, input_dilation, groups, flip, stream=stream)
 
 
 def _posing(stand_in: Callable[..., mx.array], ours: Callable[..., mx.array], original: Callable[..., mx.array]) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import autoconv
-from autoconv import _calls, dispatch, environment
+from autoconv import _calls, dispatch, environment, ops
 from autoconv import settings as _settings
 from autoconv._backend import mx
 from autoconv.algorithms import Candidate, Convolution, algorithms, candidates
@@ -581,6 +581,38 @@ def test_a_known_shape_asks_nobody(
     after = autoconv.statistics()
     assert after["memory"] == before["memory"] + 3
     assert {s: n for s, n in after.items() if s != "memory"} == {s: n for s, n in before.items() if s != "memory"}
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (autoconv.conv3d, {"stride": [1, 2, 1], "padding": [1, 1, 1], "dilation": [1, 1, 1]}),
+        (autoconv.conv_general, {"stride": [1, 2, 1], "padding": [1, 1, 1], "kernel_dilation": [1, 2, 1]}),
+        (autoconv.conv_general, {"padding": ([1, 0, 0], [0, 0, 1]), "input_dilation": [1, 2, 1]}),
+        (autoconv.conv_general, {"padding": [[1, 0, 0], (0, 0, 1)], "flip": True}),
+        (autoconv.conv_general, {"padding": [[1], [0]]}),
+    ],
+    ids=repr,
+)
+def test_lists_are_looked_up_as_tuples_are(
+    function: Callable[..., mx.array], arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a shape is known nothing but that look-up happens, and both ways of writing it are one."""
+    wanted = function(S, K, **arguments)
+
+    def slow(*_: object, **__: object) -> NoReturn:
+        msg = "the arguments are read once more"
+        raise AssertionError(msg)
+
+    monkeypatch.setattr(ops, "call", slow)
+    same(function(S, K, **arguments), wanted)
+    as_tuples = {name: tupled(value) for name, value in arguments.items()}
+    same(function(S, K, **as_tuples), wanted)
+    assert len(_calls.known) == 1
+
+
+def tupled(value: Any) -> Any:
+    return tuple(map(tupled, value)) if isinstance(value, (list, tuple)) else value
 
 
 def test_one_shape_on_another_device_or_dtype_is_another(decided: list[tuple[Problem, Settings]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -114,6 +115,15 @@ def test_groups_are_mlx_s_error() -> None:
         with pytest.raises(ValueError, match="groups"):
             mx.compile(lambda x, w: autoconv.conv3d(x, w, groups=2), shapeless=True)(X, weight)
         autoconv.conv3d(X, weight, groups=2)
+
+
+def test_an_error_of_mlx_s_tells_of_no_look() -> None:
+    """How a trace is seen is no affair of the user's, who reads a traceback."""
+    weight = array(4, 3, 3, 3, 2)
+    autoconv.conv3d(X, weight, groups=2)
+    with pytest.raises(ValueError, match="groups") as raised:
+        mx.compile(lambda x, w: autoconv.conv3d(x, w, groups=2), shapeless=True)(X, weight)
+    assert raised.value.__context__ is None
 
 
 def test_two_dtypes() -> None:
@@ -231,6 +241,27 @@ def test_only_what_is_traced_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not asked
 
 
+def test_a_first_look_in_a_trace_does_not_spoil_later_ones() -> None:
+    """What is compiled for a look is compiled for arrays that are traced and for those that are not."""
+    half, seen = X.astype(mx.float16), []
+
+    def function(x: mx.array) -> mx.array:
+        made = mx.zeros((1, 2, 3)).astype(
+            mx.float16
+        )  # axes that are new to this thread, of an array that is not traced
+        seen.extend(
+            (_tracing.may_be_traced(x, half), _tracing.may_be_traced(made, made), _tracing.is_shapeless(x, made))
+        )
+        return x
+
+    threads = [threading.Thread(target=lambda s=s: mx.compile(function, shapeless=s)(half)) for s in (True, False)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert seen == [True, False, True, True, False, False]
+    assert not _tracing.may_be_traced(half, half)
+
+
 @pytest.mark.parametrize(
     ("transformed", "expected"),
     [
@@ -253,3 +284,23 @@ def test_what_is_shapeless(transformed: Callable[[Function], Function], expected
 
     mx.eval(transformed(function)(X))
     assert seen == [(expected, expected)]
+
+
+def nested(function: Function) -> dict[str, Callable[[], mx.array]]:
+    """Uses of a function of constants inside other transformations."""
+    return {
+        "grad": lambda: mx.grad(lambda scale: (function(X, W) * scale).sum())(mx.array(2.0)),
+        "vmap": lambda: mx.vmap(lambda scale: (function(X, W) * scale).sum())(mx.array([2.0, 3.0])),
+        "compile": lambda: mx.compile(lambda scale: (function(X, W) * scale).sum())(mx.array(2.0)),
+    }
+
+
+@pytest.mark.parametrize("where", nested(ours))
+def test_of_constants_inside_another_transformation_it_works_once_called_outside(where: str) -> None:
+    """The limit that README names: MLX tells of the outermost trace alone."""
+    ours(X, W)
+    with pytest.raises(ValueError, match="cannot infer output shapes"):
+        mx.eval(nested(mx.compile(ours, shapeless=True))[where]())
+    compiled = mx.compile(ours, shapeless=True)
+    compiled(LONGER, W)
+    close(nested(compiled)[where](), nested(lambda x, w: mx.conv3d(x, w, padding=1))[where]())
