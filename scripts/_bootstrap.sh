@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: gives the checkout a virtual environment of its own, .venv-scripts.
+# Sourced by the scripts beside it: gives the checkout a virtual environment of its own, .venv-scripts, or what VENV is
+# set to since.
 #
 #   bootstrap          $VENV/bin/python runs this checkout of autoconv, with the MLX that fits the machine
 #   bootstrap GROUP    and has the packages of pyproject.toml's dependency group GROUP
@@ -129,7 +130,7 @@ find_python() {
 # Makes the environment, with what uv finds or brings, or with a Python that is here.
 make_with_uv() {
   command -v uv >/dev/null 2>&1 || return 1
-  say "making .venv-scripts with uv"
+  say "making ${VENV##*/} with uv"
   uv venv --quiet --python "${AUTOCONV_PYTHON:->=3.11}" "$VENV" </dev/null &&
     "$VENV/bin/python" -I -c "$PROBE" >/dev/null
 }
@@ -137,8 +138,8 @@ make_with_uv() {
 make_with_venv() {
   local python
   python=$(find_python) || exit 1
-  say "making .venv-scripts with $python"
-  "$python" -I -m venv "$VENV" </dev/null || fail "$python could not make .venv-scripts; the lines above say why"
+  say "making ${VENV##*/} with $python"
+  "$python" -I -m venv "$VENV" </dev/null || fail "$python could not make ${VENV##*/}; the lines above say why"
 }
 
 # Prints the requirements of dependency group $1, one a line: older installers know of no groups.

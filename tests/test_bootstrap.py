@@ -72,6 +72,7 @@ $code" "$@" ;;
                 *version_info*) {fit} ;;
                 *mlx.core*) {mlx} ;;
                 *"-m pip"*) echo "$*" >>'{self.log}'; {install} ;;
+                *run_mlx_tests*) echo "$*" ;;
                 *"-m "*) echo "$*" ; echo "PYTHONPATH=$PYTHONPATH" ;;
             esac""",
         )
@@ -106,7 +107,8 @@ def machine(tmp_path: Path) -> Machine:
     """A Linux machine without a GPU, a Python or uv, in a folder with a space."""
     root = tmp_path / "check out"
     shutil.copytree(SCRIPTS, root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "pyproject.toml").write_text('[dependency-groups]\ndev = ["pytest>=8.2", "ruff>=0.15"]\n')
+    groups = 'dev = ["pytest>=8.2", "ruff>=0.15"]\nmlx-tests = ["torch"]\n'
+    (root / "pyproject.toml").write_text(f"[dependency-groups]\n{groups}")
     made = Machine(root, tmp_path / "bin", tmp_path / "log")
     made.bin.mkdir()
     made.log.write_text("")
@@ -354,6 +356,16 @@ def test_lint_stops_at_what_fails(machine: Machine) -> None:
     assert "mypy" not in failed.stdout
 
 
-@pytest.mark.parametrize("script", ["demo", "test", "lint"])
+def test_mlx_s_tests_have_an_environment_of_their_own(machine: Machine) -> None:
+    machine.python("python3", FIT)
+    result = machine.run(str(machine.root / "scripts" / "mlx_tests"), "--tests", "a b")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{machine.root}/scripts/run_mlx_tests.py --tests a b\n"
+    assert "making .venv-mlx-tests with python3" in result.stderr
+    assert machine.did()[-1].endswith("-e .[cpu] torch")
+    assert not (machine.root / ".venv-scripts").exists()
+
+
+@pytest.mark.parametrize("script", ["demo", "test", "lint", "mlx_tests"])
 def test_the_scripts_are_executable(script: str) -> None:
     assert os.access(SCRIPTS / script, os.X_OK)
