@@ -24,6 +24,8 @@ import reference
 from click.testing import CliRunner
 from networks import NETWORKS, Network, Size
 from networks._calls import depthwise, recorded
+from networks._comparison import Comparison, Way
+from networks._measuring import Asked, allowed, in_turns, measure
 from networks._norm import BatchNorm3d, calibrated
 from networks.ltx2 import Decoder as LtxDecoder
 from networks.wan21 import Decoder as WanDecoder
@@ -42,7 +44,7 @@ from autoconv.sweep import packaged_workloads, read_workload
 
 SCRIPT = Path(bench.__file__)
 TOLERANCE = 2e-3  # of outputs of about 0.3, where a GPU rounds to TF32
-SMALL = bench.Asked("small", "float32", repeats=1)
+SMALL = Asked("small", "float32", repeats=1)
 
 LISTED = {
     "wan21": ("wan21", "Wan2.1 VAE", "decode 480x832x81 (1 latent frame/chunk, feat cache)"),
@@ -110,7 +112,7 @@ def test_patched_a_network_computes_what_it_computes_stock_whichever_way(name: s
         return built
 
     with deciding(another):
-        result = bench.measure(NETWORKS[name], SMALL)
+        result = measure(NETWORKS[name], SMALL)
     assert not result.why
     assert result.agrees
     assert ran.total() >= result.shapes
@@ -127,10 +129,10 @@ def test_a_wrong_convolution_is_seen_in_the_output(name: str) -> None:
         return lambda x, w: built(x, w[:, ::-1])
 
     with deciding(turned):
-        result = bench.measure(NETWORKS[name], SMALL)
+        result = measure(NETWORKS[name], SMALL)
     assert not result.agrees
-    assert result.apart is not None
-    assert result.apart > 0.05
+    assert result.patched.apart is not None
+    assert result.patched.apart > 0.05
     assert result.why == "the outputs do not agree"
 
 
@@ -152,6 +154,18 @@ def test_no_frame_of_wan_sees_a_later_latent() -> None:
     a, b = np.array(decoder(z, 3)), np.array(decoder(other, 3))
     np.testing.assert_array_equal(a[:, :5], b[:, :5])
     assert np.abs(a[:, 5:] - b[:, 5:]).max() > 0.01
+
+
+def test_wan_with_causal_convolutions_of_autoconv_computes_the_same(qualified: Path) -> None:
+    with autoconv.using(policy="record"):
+        result = measure(NETWORKS["wan21"], replace(SMALL, causal=True))
+    assert not result.why
+    assert result.causal is not None
+    assert result.causal.apart is not None
+    assert result.allowed is not None
+    assert 0 < result.causal.apart < result.allowed
+    assert len(result.causal.seconds) == 1
+    assert measure(NETWORKS["r3d18"], replace(SMALL, causal=True)).causal is None
 
 
 def test_ltx_in_chunks_is_ltx_whole() -> None:
@@ -200,10 +214,10 @@ def test_calibrated_batch_norms_give_out_no_mean_and_a_variance_of_one() -> None
 
 def test_groups_are_mlxs_own_error_in_the_stock_column() -> None:
     with autoconv.using(policy="record"):
-        result = bench.measure(NETWORKS["x3d"], SMALL)
+        result = measure(NETWORKS["x3d"], SMALL)
     assert "groups" in result.stock.failed
     assert result.stock.seconds == ()
-    assert result.ratio is None
+    assert result.ratio(result.patched) is None
     assert len(result.patched.seconds) == 1
     assert not result.why
 
@@ -253,15 +267,15 @@ def is_patched() -> bool:
 
 def test_stock_without_memory_is_reported_and_not_fatal() -> None:
     with autoconv.using(policy="off"):
-        result = bench.measure(failing(is_stock), SMALL)
-    assert result.stock == bench.Way((), None, "[malloc] Unable to allocate 99 bytes.")
+        result = measure(failing(is_stock), SMALL)
+    assert result.stock == Way((), None, "[malloc] Unable to allocate 99 bytes.")
     assert len(result.patched.seconds) == 1
     assert not result.why
 
 
 def test_patched_without_memory_is_an_error() -> None:
     with autoconv.using(policy="off"):
-        result = bench.measure(failing(is_patched), SMALL)
+        result = measure(failing(is_patched), SMALL)
     assert result.why == result.patched.failed == "[malloc] Unable to allocate 99 bytes."
     assert len(result.stock.seconds) == 1
 
@@ -280,24 +294,24 @@ def test_a_way_that_fails_in_a_later_turn_has_no_times() -> None:
         turns.append("patched")
         return mx.zeros(())
 
-    ways = bench.in_turns({"stock": stock, "patched": patched}, {}, 3)
+    ways = in_turns({"stock": stock, "patched": patched}, {}, 3)
     assert turns == ["stock", "patched", "stock", "patched", "patched"]
-    assert ways["stock"] == bench.Way((), None, "[malloc] Unable to allocate 99 bytes.")
+    assert ways["stock"] == Way((), None, "[malloc] Unable to allocate 99 bytes.")
     assert len(ways["patched"].seconds) == 3
 
 
 def test_the_ratio_is_of_medians_and_its_spread_of_turns() -> None:
-    stock, patched = bench.Way((3.0, 4.0, 9.0), 5), bench.Way((2.0, 1.0, 3.0), 5)
-    result = bench.Result("a", "A", "float32", (1,), stock, patched)
-    assert result.ratio == 2.0
-    assert result.spread == (1.5, 4.0)
+    stock, patched = Way((3.0, 4.0, 9.0), 5), Way((2.0, 1.0, 3.0), 5)
+    result = Comparison("a", "A", "float32", (1,), stock, patched)
+    assert result.ratio(patched) == 2.0
+    assert result.spread(patched) == (1.5, 4.0)
 
 
 def test_outputs_may_be_apart_by_what_each_layer_may_be_off_and_the_root_of_their_number() -> None:
     problem = Problem.parse((1, 3, 4, 5, 4), (4, 3, 3, 3, 4))
-    assert bench.allowed([problem], 16, "bfloat16") == pytest.approx(4 * 1.5e-2)
+    assert allowed([problem], 16, "bfloat16") == pytest.approx(4 * 1.5e-2)
     with autoconv.using(accuracy=0.5):
-        assert bench.allowed([problem], 4, "float32") == pytest.approx(1.0, rel=1e-4)
+        assert allowed([problem], 4, "float32") == pytest.approx(1.0, rel=1e-4)
 
 
 def test_where_native_is_known_to_be_off_by_more_outputs_may_be_apart_by_more(tmp_path: Path) -> None:
@@ -308,39 +322,61 @@ def test_where_native_is_known_to_be_off_by_more_outputs_may_be_apart_by_more(tm
     record = Record(problem.key, where.id, NATIVE, 1, "", Status.OK, (8.0,) * 6, 4e-4, 0, run="r", created=1.0)
     store.add(problem, [record])
     store.close()
-    assert bench.allowed([problem], 9, "float32") == pytest.approx(3 * (4e-4 + 2 * 4e-4))
+    assert allowed([problem], 9, "float32") == pytest.approx(3 * (4e-4 + 2 * 4e-4))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_never_agrees(bad: float) -> None:
     size = Size((1, 2, 2, 2, 1), lambda: _Identity(lambda: False))
     with deciding(lambda _problem: lambda x, _w: x * bad):
-        result = bench.measure(Network("some", "some", size, size), SMALL)
+        result = measure(Network("some", "some", size, size), SMALL)
     assert not result.agrees
-    assert result.apart is None
+    assert result.patched.apart is None
 
 
-@pytest.fixture
-def two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One network that cannot be built, and one that runs."""
-    broken, sound = failing(lambda: True, "broken"), failing(lambda: False, "sound")
-    monkeypatch.setattr(bench, "NETWORKS", {"broken": broken, "sound": sound})
+def test_a_network_that_fails_is_told_of_and_the_others_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, there_before = tmp_path / "figures.json", []
 
+    def built() -> _Identity:
+        there_before.extend(networks_in(out))
+        return _Identity(lambda: False)
 
-def test_a_network_that_fails_is_told_of_and_the_others_are_run(two: None, tmp_path: Path) -> None:
-    out = tmp_path / "figures.json"
+    size = Size((1, 2, 2, 2, 1), built)
+    both = {"broken": failing(lambda: True, "broken"), "sound": Network("sound", "Sound", size, size)}
+    monkeypatch.setattr(bench, "NETWORKS", both)
     run = CliRunner().invoke(bench.main, ["--size", "small", "--policy", "off", "--repeats", "2", "--out", str(out)])
     assert run.exit_code == 1
-    assert "broken: [malloc] Unable to allocate 99 bytes." in run.stderr
-    broken, sound = json.loads(out.read_text(encoding="utf-8"))["networks"]
+    assert run.stderr == "Error: broken: [malloc] Unable to allocate 99 bytes.\n"
+    assert "broken: [malloc] Unable to allocate 99 bytes." in run.stdout
+    broken, sound = networks_in(out)
+    assert there_before == [broken]
     assert broken["failed"] == "[malloc] Unable to allocate 99 bytes."
     assert (sound["failed"], sound["agrees"], len(sound["stock"]["seconds"])) == ("", True, 2)
+
+
+def networks_in(out: Path) -> list[Any]:
+    found: list[Any] = json.loads(out.read_text(encoding="utf-8"))["networks"]
+    return found
+
+
+def test_stock_is_stock_where_mlx_is_patched_from_the_start() -> None:
+    options = ["--size", "small", "--network", "x3d", "--policy", "record", "--repeats", "1", "--json"]
+    autoconv.patch()
+    try:
+        run = CliRunner().invoke(bench.main, options)
+    finally:
+        autoconv.unpatch()
+    (found,) = json.loads(run.stdout)["networks"]
+    assert run.exit_code == 0
+    assert "groups" in found["stock"]["failed"]
 
 
 def test_prepare_times_first_what_a_network_convolves(qualified: Path) -> None:
     autoconv.configure(budget_ms=1)
     size = Size((1, 2, 3, 3, 1), lambda: _Identity(lambda: False))
-    result = bench.measure(Network("some", "some", size, size), replace(SMALL, prepare=True))
+    result = measure(Network("some", "some", size, size), replace(SMALL, prepare=True))
     assert result.prepared is not None
     assert (result.prepared["shapes"], result.prepared["tuned"]) == (1, 1)
     assert result.decisions["database"] == 1

@@ -6,8 +6,8 @@ the convolution here as well, so that a convolution gets frames with their borde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
@@ -21,25 +21,21 @@ class Stream:
 
     Attributes:
         begun: Whether a chunk was decoded already.
+        kept: Frames by the layer that keeps them.
     """
 
     def __init__(self) -> None:
         self.begun = False
-        self._kept: dict[int, mx.array] = {}
+        self.kept: dict[int, mx.array] = {}
 
     def joined(self, layer: int, x: mx.array) -> mx.array:
         """A chunk after the two frames that the layer saw last, zeros before the first; its last two are kept."""
-        before = self._kept.get(layer)
+        before = self.kept.get(layer)
         if before is None:
             before = mx.zeros((x.shape[0], KERNEL - 1, *x.shape[2:]), x.dtype)
         frames = mx.concatenate([before, x], axis=1)
-        self._kept[layer] = frames[:, 1 - KERNEL :]
+        self.kept[layer] = frames[:, 1 - KERNEL :]
         return frames
-
-    @property
-    def kept(self) -> list[mx.array]:
-        """All frames that are kept."""
-        return list(self._kept.values())
 
 
 class CausalConv(layers.Module):  # type: ignore[misc]
@@ -57,13 +53,17 @@ class CausalConv(layers.Module):  # type: ignore[misc]
         return y
 
 
+Causal: TypeAlias = Callable[..., Any]
+"""Makes a causal convolution of its channels, its outputs, and its kernel's height and width."""
+
+
 class Residual(layers.Module):  # type: ignore[misc]
     """Two causal convolutions beside the input, or beside a 1x1x1 convolution of it where the channels change."""
 
-    def __init__(self, channels: int, outputs: int) -> None:
+    def __init__(self, channels: int, outputs: int, causal: Causal) -> None:
         super().__init__()
         self.norm1, self.norm2 = layers.RMSNorm(channels), layers.RMSNorm(outputs)
-        self.conv1, self.conv2 = CausalConv(channels, outputs), CausalConv(outputs, outputs)
+        self.conv1, self.conv2 = causal(channels, outputs), causal(outputs, outputs)
         self.shortcut = layers.Conv3d(channels, outputs, 1) if channels != outputs else layers.Identity()
 
     def __call__(self, x: mx.array, stream: Stream) -> mx.array:
@@ -97,11 +97,11 @@ class Upsample(layers.Module):  # type: ignore[misc]
     The stream's first frame stays one.
     """
 
-    def __init__(self, channels: int, *, temporal: bool) -> None:
+    def __init__(self, channels: int, causal: Causal, *, temporal: bool) -> None:
         super().__init__()
         self.temporal = temporal
         if temporal:
-            self.time_conv = CausalConv(channels, 2 * channels, 1)
+            self.time_conv = causal(channels, 2 * channels, 1)
         self.larger = layers.Upsample(2.0, mode="nearest")
         self.conv = layers.Conv2d(channels, channels // 2, 3, padding=1)
 
@@ -118,7 +118,7 @@ class Upsample(layers.Module):  # type: ignore[misc]
 
     def _twice(self, x: mx.array, stream: Stream) -> mx.array:
         n, d, h, w, c = x.shape
-        pairs = self.time_conv(x, stream).reshape(n, d, h, w, 2, c)
+        pairs: mx.array = self.time_conv(x, stream).reshape(n, d, h, w, 2, c)
         return pairs.transpose(0, 1, 4, 2, 3, 5).reshape(n, 2 * d, h, w, c)
 
 
@@ -129,24 +129,26 @@ class Decoder(layers.Module):  # type: ignore[misc]
         width: Channels at full resolution; four times as many at the lowest two.
         latents: Channels of a latent.
         blocks: Residual blocks of each resolution.
+        causal: What makes a causal convolution.
     """
 
-    def __init__(self, width: int = 96, latents: int = 16, blocks: int = 3) -> None:
+    def __init__(self, width: int = 96, latents: int = 16, blocks: int = 3, causal: Causal = CausalConv) -> None:
         super().__init__()
+        self.made_of = (width, latents, blocks)
         widest = 4 * width
         self.post_quant = layers.Conv3d(latents, latents, 1)
-        self.conv_in = CausalConv(latents, widest)
-        self.middle_first, self.middle_last = Residual(widest, widest), Residual(widest, widest)
+        self.conv_in = causal(latents, widest)
+        self.middle_first, self.middle_last = Residual(widest, widest, causal), Residual(widest, widest, causal)
         self.attention = Attention(widest)
         self.stages: list[list[Any]] = []
         channels = widest
         for outputs, temporal in ((widest, True), (widest, True), (2 * width, False), (width, None)):
-            residuals = [Residual(channels if i == 0 else outputs, outputs) for i in range(blocks)]
-            upsample = [] if temporal is None else [Upsample(outputs, temporal=temporal)]
+            residuals = [Residual(channels if i == 0 else outputs, outputs, causal) for i in range(blocks)]
+            upsample = [] if temporal is None else [Upsample(outputs, causal, temporal=temporal)]
             self.stages.append([*residuals, *upsample])
             channels = outputs // 2
         self.norm = layers.RMSNorm(width)
-        self.conv_out = CausalConv(width, 3)
+        self.conv_out = causal(width, 3)
 
     def __call__(self, z: mx.array, frames: int = 1) -> mx.array:
         """All frames, decoded so many latent frames at a time, each chunk evaluated before the next is begun."""
@@ -161,7 +163,7 @@ class Decoder(layers.Module):  # type: ignore[misc]
         stream = Stream()
         z = self.post_quant(z)
         for start in range(0, z.shape[1], frames):
-            yield self._chunk(z[:, start : start + frames], stream), stream.kept
+            yield self._chunk(z[:, start : start + frames], stream), list(stream.kept.values())
             stream.begun = True
 
     def _chunk(self, z: mx.array, stream: Stream) -> mx.array:
