@@ -6,7 +6,6 @@ A model is data, and data may be bad: whatever one raises costs a warning, and i
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from autoconv.measurer import Measurer, ended_processes
 from autoconv.model.advice import Advice, Adviser
 from autoconv.model.advisers import Advisers
 from autoconv.model.counsel import Counsel
+from autoconv.mutex import Mutex
 from autoconv.problem import Kind, Problem
 from autoconv.settings import Settings
 from autoconv.store import Store
@@ -60,7 +60,7 @@ class Counsellor:
         self._measurer = measurer
         self._warn = warn
         self._found: dict[Key, tuple[Adviser | None, str]] = {}
-        self._finding = threading.Lock()
+        self._finding = Mutex()
 
     def of(self, question: Question, settings: Settings, store: Store) -> Counsel:
         """What is known of a problem before it is timed.

@@ -7,7 +7,6 @@ once beforehand, with nothing decided, and what it asks for is noted and then ti
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from autoconv._backend import mx
 from autoconv._tracing import may_be_traced
 from autoconv.algorithms._algorithm import Convolution
 from autoconv.decision import NATIVE
+from autoconv.mutex import Mutex
 from autoconv.patching import patch
 from autoconv.problem import Problem
 from autoconv.settings import Policy, Settings
@@ -169,7 +169,7 @@ class _Uncompiled:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._blocks = 0
         self._was_on = False
 
