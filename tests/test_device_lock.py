@@ -188,17 +188,16 @@ def test_where_a_file_system_has_no_locks_nobody_waits_for_one(monkeypatch: pyte
 
 
 FORKED = """
-import os, sys
+import os, signal, sys
 from autoconv import device_lock
 with device_lock.hold(sys.argv[1], 30.0) as held:
     child = os.fork()
     if child == 0:
-        sys.stdin.read()  # lives until its input ends
-        os._exit(0)
+        signal.pause()
     print(held, child, flush=True)
     sys.stdin.readline()
 print("let go", flush=True)
-os.waitpid(child, 0)
+sys.stdin.readline()
 """
 
 
@@ -225,6 +224,7 @@ def test_a_child_that_was_forked_meanwhile_does_not_keep_it(end: str) -> None:
             with device_lock.hold("gpu") as free:
                 assert free
         finally:
+            os.kill(int(child), signal.SIGKILL)
             process.stdin.close()
 
 
