@@ -35,6 +35,11 @@ STRIKES = 2
 candidate of the same problem twice."""
 
 
+RACE = "(race)"
+"""In a candidate's place in a note: all of them, timed in turns. Which one ended the process is not known then, and a
+note for each of a hundred turns would take longer than they do."""
+
+
 class Benches(Protocol):
     """Makes the bench of a problem on a device, whose own arrays may take so many bytes, and which measures peaks of
     memory or not.
@@ -104,6 +109,10 @@ class Measurer:
         start = self._clock()
         qualification = self.qualify(problem, device, store, limit_s=limit_s, strict=strict)
         with self._reasons(where, strict=strict):
+            crashed = ended_processes(store, where, problem)
+            if RACE in crashed and not self._isolated:
+                msg = "processes ended while its candidates were timed in turns; `autoconv sweep` finds out by which"
+                raise TuningError(msg)
             found = candidates(problem, where.backend, self._algorithms, memory_bytes)
             if only is not None:
                 found = _among(found, only)
@@ -115,12 +124,15 @@ class Measurer:
                 limit_s=limit_s - (self._clock() - start),
                 ceilings=qualification.ceilings,
                 barred=qualification.barred,
-                crashed=ended_processes(store, where, problem),
+                crashed=crashed,
                 peaks=strict,
                 noise=qualification.noise,
                 isolated=self._isolated,
             )
-            return self._tune(problem, device, store, found, plan, room)
+            records = self._tune(problem, device, store, found, plan, room)
+            if RACE in crashed:  # and a child, which is told of by name, came through
+                store.end(where.id, problem, RACE)
+            return records
 
     def qualify(
         self, problem: Problem, device: mx.Device, store: Store, *, limit_s: float, strict: bool
@@ -218,6 +230,7 @@ class Measurer:
                 bench,
                 replace(plan, limit_s=plan.limit_s - (self._clock() - start)),
                 guard=functools.partial(noted, store, where, problem),
+                race=None if self._isolated else _noted(store, where, problem, RACE),
                 clock=self._clock,
             )
         except DeviceLostError as error:
@@ -283,20 +296,29 @@ def _room(problem: Problem, where: Environment, found: Sequence[Candidate], memo
 @contextlib.contextmanager
 def noted(store: Store, where: Environment, problem: Problem, candidate: Candidate) -> Iterator[None]:
     """A note that is found again if the process does not survive what runs, or loses the device by it."""
+    try:
+        with _noted(store, where, problem, candidate.name):
+            yield
+    except DeviceLostError:
+        if not store.readonly:
+            for _ in range(STRIKES):  # it certainly was this one
+                store.begin(where.id, problem, candidate.name)
+        raise
+
+
+@contextlib.contextmanager
+def _noted(store: Store, where: Environment, problem: Problem, name: str) -> Iterator[None]:
+    """A note of that name for as long as the block takes, which a process that ends in it leaves behind."""
     if store.readonly:
         yield
         return
-    store.begin(where.id, problem, candidate.name)
     try:
+        store.begin(where.id, problem, name)
         yield
-    except DeviceLostError:
-        for _ in range(STRIKES - 1):  # it certainly was this one
-            store.begin(where.id, problem, candidate.name)
+    except BaseException:  # Ctrl-C, too, wherever it comes
+        store.end(where.id, problem, name)
         raise
-    except BaseException:
-        store.end(where.id, problem, candidate.name)
-        raise
-    store.end(where.id, problem, candidate.name)
+    store.end(where.id, problem, name)
 
 
 def ended_processes(store: Store, where: Environment, problem: Problem) -> frozenset[str]:
