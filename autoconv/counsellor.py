@@ -14,11 +14,12 @@ from autoconv.algorithms import Candidate
 from autoconv.decision import NATIVE
 from autoconv.environment import Environment
 from autoconv.knowledge import Knowledge, Question
-from autoconv.measurer import Measurer, ended_processes
+from autoconv.measurer import Measurer
 from autoconv.model.advice import Advice, Adviser
 from autoconv.model.advisers import Advisers
 from autoconv.model.counsel import Counsel
 from autoconv.mutex import Mutex
+from autoconv.notes import ended_processes
 from autoconv.problem import Kind, Problem
 from autoconv.settings import Settings
 from autoconv.store import Store

@@ -159,6 +159,10 @@ class Dispatcher:
             found = self._knowledge.own([*records, *unkept], question, Source.MEASURED) if unkept else None
         return found
 
+    def known(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
+        """The decision that a call finds in databases, those that came with the package too; None without one."""
+        return self._known(problem, settings, environment.of(device))
+
     def _known(
         self, problem: Problem, settings: Settings, where: Environment, *, begun: bool = True
     ) -> Decision | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -19,6 +20,7 @@ from autoconv.algorithms import Algorithm, Candidate, candidates
 from autoconv.decision import NATIVE
 from autoconv.environment import Environment
 from autoconv.errors import AutoconvError, DeviceLostError, StoreError, TuningError
+from autoconv.notes import RACE, STRIKES, ended_processes, noted, race_noted
 from autoconv.problem import Kind, Problem
 from autoconv.record import Record
 from autoconv.settings import Settings
@@ -29,15 +31,6 @@ from autoconv.tuning.qualification import Qualifier, fingerprint
 from autoconv.tuning.reference import reference_seconds
 from autoconv.tuning.tuner import Plan, tune
 from autoconv.warn import WarnOnce
-
-STRIKES = 2
-"""Notes left behind by which a candidate is known to end processes. One may be a user's own kill; nobody stops the same
-candidate of the same problem twice."""
-
-
-RACE = "(race)"
-"""In a candidate's place in a note: all of them, timed in turns. Which one ended the process is not known then, and a
-note for each of a hundred turns would take longer than they do."""
 
 
 class Benches(Protocol):
@@ -230,7 +223,8 @@ class Measurer:
                 bench,
                 replace(plan, limit_s=plan.limit_s - (self._clock() - start)),
                 guard=functools.partial(noted, store, where, problem),
-                race=None if self._isolated else _noted(store, where, problem, RACE),
+                now=functools.partial(_no_earlier, store, where, problem),
+                race=None if self._isolated else race_noted(store, where, problem),
                 clock=self._clock,
             )
         except DeviceLostError as error:
@@ -293,34 +287,12 @@ def _room(problem: Problem, where: Environment, found: Sequence[Candidate], memo
     return min(memory_bytes, free - problem.bytes - largest)
 
 
-@contextlib.contextmanager
-def noted(store: Store, where: Environment, problem: Problem, candidate: Candidate) -> Iterator[None]:
-    """A note that is found again if the process does not survive what runs, or loses the device by it."""
-    try:
-        with _noted(store, where, problem, candidate.name):
-            yield
-    except DeviceLostError:
-        if not store.readonly:
-            for _ in range(STRIKES):  # it certainly was this one
-                store.begin(where.id, problem, candidate.name)
-        raise
+def _no_earlier(store: Store, where: Environment, problem: Problem) -> float:
+    """Seconds since the epoch, but no earlier than what this machine measured of the problem before.
 
-
-@contextlib.contextmanager
-def _noted(store: Store, where: Environment, problem: Problem, name: str) -> Iterator[None]:
-    """A note of that name for as long as the block takes, which a process that ends in it leaves behind."""
-    if store.readonly:
-        yield
-        return
-    try:
-        store.begin(where.id, problem, name)
-        yield
-    except BaseException:  # Ctrl-C, too, wherever it comes
-        store.end(where.id, problem, name)
-        raise
-    store.end(where.id, problem, name)
-
-
-def ended_processes(store: Store, where: Environment, problem: Problem) -> frozenset[str]:
-    """The candidates of a problem that are known to end processes, and are never tried again for it."""
-    return frozenset(name for name, notes in store.unended(where.id, problem).items() if notes >= STRIKES)
+    Clocks are set back, and what ended a process must not seem to have been survived later.
+    """
+    with contextlib.suppress(StoreError):  # whoever keeps the records tells of that
+        before = [r.created for r in store.records(where.id, problem) if not r.origin]
+        return max([time.time(), *before])
+    return time.time()

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoconv import _calls
 from autoconv import settings as _settings
@@ -25,6 +25,9 @@ from autoconv.patching import patch
 from autoconv.problem import Problem
 from autoconv.settings import Policy, Settings
 
+if TYPE_CHECKING:
+    from autoconv.dispatch import Dispatcher
+
 _BYTE_FLOPS = 40.0
 """FLOPs that take about as long as a byte."""
 
@@ -36,7 +39,7 @@ class Preparation:
     Attributes:
         shapes: Different convolutions and gradients that were met.
         tuned: Those that were timed now.
-        known: Those that the database told of already.
+        known: Those that the database, or one that came with the package, told of already.
         failed: Those that could not be timed, or that no candidate computes accurately.
         left: Those that there was no time for.
         reasons: Why, a line for each that failed.
@@ -80,7 +83,7 @@ def prepare(
     The function is called once, with MLX patched and every `mx.compile` left out; what it does beside convolving is
     done. Nothing is decided in that call: convolutions are MLX's own, and what it returns is not evaluated. All that
     it asks of autoconv or of MLX in 3D is noted, in the thread that calls it, and the gradients that it takes where
-    `gradients` is on. Then what the database does not tell of is timed, without the cap on timing inside calls, and
+    `gradients` is on. Then what no database tells of is timed, without the cap on timing inside calls, and
     kept. Elsewhere in the process functions run patched and uncompiled until it returns.
 
     Args:
@@ -117,6 +120,14 @@ def prepare(
     return _tune(notes, end)
 
 
+class _AsCalls:
+    """A sweep's tuner that times what a call would time: nothing that any database decides."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.look_up = dispatcher.known
+        self.tune = dispatcher.tune
+
+
 def _tune(notes: _Notes, end: float) -> Preparation:
     from autoconv import environment
     from autoconv.cli._common import progress
@@ -136,7 +147,7 @@ def _tune(notes: _Notes, end: float) -> Preparation:
                 ordered = sorted(counts.items(), key=lambda item: -_stake(*item))
                 outcomes += sweep(
                     [Layer("", "", "", count, problem, "") for problem, count in ordered],
-                    dispatcher(),
+                    _AsCalls(dispatcher()),
                     settings,
                     device,
                     limit_s=end - time.monotonic(),

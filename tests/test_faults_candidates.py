@@ -17,7 +17,7 @@ from faulty import PROBLEM, Fault, Faulty, error_of, operands
 from replay import Benches, Run, registry
 
 import autoconv
-from autoconv import device_lock, environment, measurer, settings
+from autoconv import device_lock, environment, notes, settings
 from autoconv._backend import mx
 from autoconv.decision import Source
 from autoconv.dispatch import Dispatcher
@@ -225,8 +225,8 @@ def end(process: subprocess.Popen[str], database: Path, strikes: int) -> None:
     [
         ("segfaults", 1, "faulty"),
         ("hangs", 2, "faulty"),
-        ("exits", 5, measurer.RACE),
-        ("hangs", 5, measurer.RACE),
+        ("exits", 5, notes.RACE),
+        ("hangs", 5, notes.RACE),
     ],
 )
 def test_what_ended_two_processes_is_known_to_the_third(death: str, begins: int, name: str, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_what_ended_two_processes_is_known_to_the_third(death: str, begins: int,
     with closing(open_store(database)) as store:
         found = {r.algorithm: r.status for r in store.records(here(), PROBLEM)}
         pending = store.pending(here())
-    if name == measurer.RACE:  # nobody is known by name, so that nothing is timed but by a sweep
+    if name == notes.RACE:  # nobody is known by name, so that nothing is timed but by a sweep
         assert (found, pending) == ({}, [PROBLEM])
     else:
         assert (found, pending) == ({"native": Status.OK, "faulty": Status.CRASHED}, [])
@@ -255,8 +255,8 @@ def raced(*, isolated: bool) -> tuple[Dispatcher, MemoryStore, Benches]:
     """A dispatcher of replayed candidates of which two processes have not survived the race."""
     store, benches, names = MemoryStore(), Benches({"native": Run((6e-3,)), "a": Run((3e-3,))}), registry("native", "a")
     store.qualify(Qualification(here(), fingerprint(names)))
-    for _ in range(measurer.STRIKES):
-        store.begin(here(), PROBLEM, measurer.RACE)
+    for _ in range(notes.STRIKES):
+        store.begin(here(), PROBLEM, notes.RACE)
     made = Dispatcher(
         names, stores=lambda _path, _readonly: store, bench=benches, clock=benches.clock, isolated=isolated
     )
@@ -299,7 +299,7 @@ def test_a_note_lasts_as_long_as_the_race() -> None:
     made = Dispatcher(names, stores=lambda _path, _readonly: store, bench=bench, clock=benches.clock)
     made.decide(PROBLEM, settings.current(), mx.default_device())
     first, rest = seen[:4], seen[4:]
-    assert [notes for _, notes in first] == [{"native": 1}] * 2 + [{"a": 1}] * 2
+    assert [held for _, held in first] == [{"native": 1}] * 2 + [{"a": 1}] * 2
     assert {method for method, _ in rest} == {"sample", "verify_last"}
-    assert all(notes == {measurer.RACE: 1} for _, notes in rest)
+    assert all(held == {notes.RACE: 1} for _, held in rest)
     assert store.unended(here(), PROBLEM) == {}
