@@ -6,7 +6,6 @@ A model is data, and data may be bad: whatever one raises costs a warning, and i
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,10 +14,12 @@ from autoconv.algorithms import Candidate
 from autoconv.decision import NATIVE
 from autoconv.environment import Environment
 from autoconv.knowledge import Knowledge, Question
-from autoconv.measurer import Measurer, ended_processes
+from autoconv.measurer import Measurer
 from autoconv.model.advice import DAMAGED, Advice, Adviser
 from autoconv.model.advisers import Advisers
 from autoconv.model.counsel import Counsel
+from autoconv.mutex import Mutex
+from autoconv.notes import ended_processes
 from autoconv.problem import Kind, Problem
 from autoconv.settings import Settings
 from autoconv.store import Store
@@ -49,7 +50,7 @@ class Counsellor:
         self._measurer = measurer
         self._warn = warn
         self._found: dict[Key, tuple[Adviser | None, str]] = {}
-        self._finding = threading.Lock()
+        self._finding = Mutex()
 
     def of(self, question: Question, settings: Settings, store: Store) -> Counsel:
         """What is known of a problem before it is timed.

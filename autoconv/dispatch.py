@@ -7,7 +7,6 @@ policy the cost model, the tuner or native. What it decides it remembers, so tha
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from autoconv.knowledge import Knowledge, Question, Shipped
 from autoconv.measurer import Benches, Measurer
 from autoconv.model.advisers import Advisers, adviser_for
 from autoconv.model.counsel import Counsel
+from autoconv.mutex import Mutex
 from autoconv.open_stores import Opener, OpenStores, open_file
 from autoconv.problem import Problem
 from autoconv.report.explanation import Explanation
@@ -88,8 +88,8 @@ class Dispatcher:
         self._measurer = Measurer(self._algorithms, bench=bench, clock=clock, warn=self._warn, isolated=isolated)
         self._grounds = Grounds(self._algorithms, self._measurer, isolated=isolated)
         self._counsellor = Counsellor(advisers, self._knowledge, self._measurer, self._warn)
-        self._lock = threading.RLock()
-        self._timing = threading.RLock()
+        self._lock = Mutex()
+        self._timing = Mutex()
 
     # Decisions
 
@@ -158,6 +158,10 @@ class Dispatcher:
             unkept = self._stores.unkept(where.id, problem)
             found = self._knowledge.own([*records, *unkept], question, Source.MEASURED) if unkept else None
         return found
+
+    def known(self, problem: Problem, settings: Settings, device: mx.Device) -> Decision | None:
+        """The decision that a call finds in databases, those that came with the package too; None without one."""
+        return self._known(problem, settings, environment.of(device))
 
     def _known(
         self, problem: Problem, settings: Settings, where: Environment, *, begun: bool = True
@@ -399,4 +403,4 @@ def forget() -> None:
 
 
 _dispatcher: Dispatcher | None = None
-_making = threading.Lock()
+_making = Mutex()

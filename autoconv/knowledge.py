@@ -7,7 +7,6 @@ first run in that dtype: else nothing has been verified here.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from autoconv.decision import NATIVE, Decision, Limits, Source, choose
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
 from autoconv.kin import are_kin, differences
+from autoconv.mutex import Mutex
 from autoconv.problem import Kind, Problem
 from autoconv.record import Record
 from autoconv.store import Qualification, Store
@@ -60,7 +60,7 @@ class Knowledge:
         self._order = places(self._algorithms)
         self._open_shipped = shipped
         self._opened: Mapping[str, Store] | None = None
-        self._opening = threading.Lock()
+        self._opening = Mutex()
         self._warn = warn
 
     def candidates(self, question: Question) -> tuple[Candidate, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -19,6 +20,7 @@ from autoconv.algorithms import Algorithm, Candidate, candidates
 from autoconv.decision import NATIVE
 from autoconv.environment import Environment
 from autoconv.errors import AutoconvError, DeviceLostError, StoreError, TuningError
+from autoconv.notes import RACE, STRIKES, ended_processes, noted, race_noted
 from autoconv.problem import Kind, Problem
 from autoconv.record import Record
 from autoconv.settings import Settings
@@ -29,10 +31,6 @@ from autoconv.tuning.qualification import Qualifier, fingerprint
 from autoconv.tuning.reference import reference_seconds
 from autoconv.tuning.tuner import Plan, tune
 from autoconv.warn import WarnOnce
-
-STRIKES = 2
-"""Notes left behind by which a candidate is known to end processes. One may be a user's own kill; nobody stops the same
-candidate of the same problem twice."""
 
 
 class Benches(Protocol):
@@ -104,6 +102,10 @@ class Measurer:
         start = self._clock()
         qualification = self.qualify(problem, device, store, limit_s=limit_s, strict=strict)
         with self._reasons(where, strict=strict):
+            crashed = ended_processes(store, where, problem)
+            if RACE in crashed and not self._isolated:
+                msg = "processes ended while its candidates were timed in turns; `autoconv sweep` finds out by which"
+                raise TuningError(msg)
             found = candidates(problem, where.backend, self._algorithms, memory_bytes)
             if only is not None:
                 found = _among(found, only)
@@ -115,12 +117,15 @@ class Measurer:
                 limit_s=limit_s - (self._clock() - start),
                 ceilings=qualification.ceilings,
                 barred=qualification.barred,
-                crashed=ended_processes(store, where, problem),
+                crashed=crashed,
                 peaks=strict,
                 noise=qualification.noise,
                 isolated=self._isolated,
             )
-            return self._tune(problem, device, store, found, plan, room)
+            records = self._tune(problem, device, store, found, plan, room)
+            if RACE in crashed:  # and a child, which is told of by name, came through
+                store.end(where.id, problem, RACE)
+            return records
 
     def qualify(
         self, problem: Problem, device: mx.Device, store: Store, *, limit_s: float, strict: bool
@@ -218,6 +223,8 @@ class Measurer:
                 bench,
                 replace(plan, limit_s=plan.limit_s - (self._clock() - start)),
                 guard=functools.partial(noted, store, where, problem),
+                now=functools.partial(_no_earlier, store, where, problem),
+                race=None if self._isolated else race_noted(store, where, problem),
                 clock=self._clock,
             )
         except DeviceLostError as error:
@@ -280,25 +287,12 @@ def _room(problem: Problem, where: Environment, found: Sequence[Candidate], memo
     return min(memory_bytes, free - problem.bytes - largest)
 
 
-@contextlib.contextmanager
-def noted(store: Store, where: Environment, problem: Problem, candidate: Candidate) -> Iterator[None]:
-    """A note that is found again if the process does not survive what runs, or loses the device by it."""
-    if store.readonly:
-        yield
-        return
-    store.begin(where.id, problem, candidate.name)
-    try:
-        yield
-    except DeviceLostError:
-        for _ in range(STRIKES - 1):  # it certainly was this one
-            store.begin(where.id, problem, candidate.name)
-        raise
-    except BaseException:
-        store.end(where.id, problem, candidate.name)
-        raise
-    store.end(where.id, problem, candidate.name)
+def _no_earlier(store: Store, where: Environment, problem: Problem) -> float:
+    """Seconds since the epoch, but no earlier than what this machine measured of the problem before.
 
-
-def ended_processes(store: Store, where: Environment, problem: Problem) -> frozenset[str]:
-    """The candidates of a problem that are known to end processes, and are never tried again for it."""
-    return frozenset(name for name, notes in store.unended(where.id, problem).items() if notes >= STRIKES)
+    Clocks are set back, and what ended a process must not seem to have been survived later.
+    """
+    with contextlib.suppress(StoreError):  # whoever keeps the records tells of that
+        before = [r.created for r in store.records(where.id, problem) if not r.origin]
+        return max([time.time(), *before])
+    return time.time()

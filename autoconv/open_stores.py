@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
+from autoconv.mutex import Mutex
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.settings import Settings
@@ -21,6 +22,15 @@ Opener = Callable[[Path, bool], Store]
 def open_file(path: Path, readonly: bool) -> Store:
     """The store in a file."""
     return open_store(path, readonly=readonly)
+
+
+def begun(settings: Settings) -> Path | None:
+    """The file of these settings' database; None where it is not begun, or lies where this user may not look."""
+    try:
+        path: Path = settings.database or default_path()
+    except StoreError:
+        return None
+    return path if os.path.exists(path) else None  # Path.exists raises where a folder may not be looked into
 
 
 class OpenStores:
@@ -37,7 +47,7 @@ class OpenStores:
         self._stores: dict[tuple[Path | None, bool], Store] = {}
         self._unkept = MemoryStore()
         self._noted: set[tuple[Store, str, Problem]] = set()
-        self._lock = threading.RLock()
+        self._lock = Mutex()
 
     def get(self, settings: Settings, *, strict: bool = False) -> Store:
         """The store of these settings, opened once.
@@ -63,7 +73,7 @@ class OpenStores:
         """Whether the store of these settings is open, or is a file that exists."""
         if (settings.database, settings.readonly) in self._stores or self._open is not open_file:
             return True
-        return (settings.database or default_path()).exists()
+        return begun(settings) is not None
 
     def records(self, settings: Settings, environment: str, problem: Problem) -> list[Record]:
         """The store's records; none, and a warning, where they cannot be read."""

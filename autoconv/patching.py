@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import threading
 import types
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from autoconv import settings as _settings
 from autoconv._backend import ORIGINAL, mx, mx_conv3d, mx_conv_general
 from autoconv._calls import count_of
 from autoconv.errors import AutoconvWarning, SettingsError
+from autoconv.mutex import Mutex
 from autoconv.ops import conv3d, conv_general
 
 _OWN_SETTINGS = {"policy", "accuracy", "memory_limit"}
@@ -56,7 +56,7 @@ class Patcher:
         self._original = original
         self._stand_ins = stand_ins
         self._found: dict[str, object] = {}
-        self._lock = threading.RLock()
+        self._lock = Mutex()
         self._calls = 0  # plain ones since the last `unpatch`, but for those that became blocks
         self._blocks = 0
         self._era = 0  # how often `unpatch` was called

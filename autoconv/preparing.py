@@ -7,13 +7,12 @@ once beforehand, with nothing decided, and what it asks for is noted and then ti
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoconv import _calls
 from autoconv import settings as _settings
@@ -21,9 +20,13 @@ from autoconv._backend import mx
 from autoconv._tracing import may_be_traced
 from autoconv.algorithms._algorithm import Convolution
 from autoconv.decision import NATIVE
+from autoconv.mutex import Mutex
 from autoconv.patching import patch
 from autoconv.problem import Problem
 from autoconv.settings import Policy, Settings
+
+if TYPE_CHECKING:
+    from autoconv.dispatch import Dispatcher
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Preparation:
     Attributes:
         shapes: Different convolutions and gradients that were met.
         tuned: Those that were timed now.
-        known: Those that the database told of already.
+        known: Those that the database, or one that came with the package, told of already.
         failed: Those that could not be timed, or that no candidate computes accurately.
         left: Those that there was no time for.
         reasons: Why, a line for each that failed.
@@ -77,7 +80,7 @@ def prepare(
     The function is called once, with MLX patched and every `mx.compile` left out; what it does beside convolving is
     done. Nothing is decided in that call: convolutions are MLX's own, and what it returns is not evaluated. All that
     it asks of autoconv or of MLX in 3D is noted, in the thread that calls it, and the gradients that it takes where
-    `gradients` is on. Then what the database does not tell of is timed, without the cap on timing inside calls, and
+    `gradients` is on. Then what no database tells of is timed, without the cap on timing inside calls, and
     kept. Elsewhere in the process functions run patched and uncompiled until it returns.
 
     Args:
@@ -114,6 +117,14 @@ def prepare(
     return _tune(notes, end)
 
 
+class _AsCalls:
+    """A sweep's tuner that times what a call would time: nothing that any database decides."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.look_up = dispatcher.known
+        self.tune = dispatcher.tune
+
+
 def _tune(notes: _Notes, end: float) -> Preparation:
     from autoconv import environment
     from autoconv.dispatch import dispatcher
@@ -135,7 +146,7 @@ def _tune(notes: _Notes, end: float) -> Preparation:
                 ordered = sorted(counts.items(), key=lambda item: -item[1] * work_of(item[0]))
                 outcomes += sweep(
                     [Layer("", "", "", count, problem, "") for problem, count in ordered],
-                    dispatcher(),
+                    _AsCalls(dispatcher()),
                     settings,
                     device,
                     limit_s=end - time.monotonic(),
@@ -163,7 +174,7 @@ class _Uncompiled:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._blocks = 0
         self._was_on = False
 

@@ -24,7 +24,6 @@ import logging
 import math
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from autoconv.errors import SettingsError
+from autoconv.mutex import Mutex
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
@@ -232,7 +232,7 @@ VARIABLES = {
 """The environment variable of each setting that has one."""
 
 _interned: dict[tuple[object, ...], Settings] = {}
-_lock = threading.Lock()
+_lock = Mutex()
 
 
 def _intern(settings: Settings) -> Settings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from autoconv._backend import mx
 from autoconv._calls import count_of
 from autoconv.algorithms._algorithm import Convolution, InTwoSteps
 from autoconv.decision import NATIVE, Decision, Source
+from autoconv.mutex import Mutex
 from autoconv.problem import Kind, Problem
 
 NOTHING = "no conv3d here"
@@ -45,7 +45,7 @@ class Tally:
     def __init__(self) -> None:
         self._sources: dict[str, Source] = {}
         self._entries: dict[tuple[str, str], _Entry] = {}
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     def counted(self, run: Convolution, problem: Problem, decided: Decision) -> Convolution:
         """Count a decision; what it chose, with its calls counted."""

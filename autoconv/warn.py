@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import warnings
 from collections.abc import Iterator
 
 from autoconv.errors import AutoconvWarning, StoreError
+from autoconv.mutex import Mutex
 
 _log = logging.getLogger("autoconv")
 
@@ -18,7 +18,7 @@ class WarnOnce:
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     def __call__(self, about: str, text: str) -> None:
         """Warn with `text`, unless there was a warning `about` the same before."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,3 +165,78 @@ def test_without_a_temporary_folder_nobody_is_hindered(folder: Path, monkeypatch
         assert first
         assert second
     assert list(folder.iterdir()) == []
+
+
+def test_where_no_temporary_folder_is_found_nobody_is_hindered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(folder / "missing")])
+    with device_lock.hold("gpu") as held:
+        assert held
+
+
+def test_where_a_file_system_has_no_locks_nobody_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_file: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(device_lock.fcntl, "flock", none)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("it waits"))
+    with device_lock.hold("gpu", 1000.0) as held:
+        assert held
+
+
+# Forks
+
+
+FORKED = """
+import os, signal, sys
+from autoconv import device_lock
+with device_lock.hold(sys.argv[1], 30.0) as held:
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    print(held, child, flush=True)
+    sys.stdin.readline()
+print("let go", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("end", ["lets go", "is killed"])
+def test_a_child_that_was_forked_meanwhile_does_not_keep_it(end: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKED, "gpu"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        held, child = process.stdout.readline().split()
+        assert held == "True"
+        try:
+            with device_lock.hold("gpu") as free:
+                assert not free
+            if end == "lets go":
+                process.stdin.write("\n")
+                process.stdin.flush()
+                assert process.stdout.readline() == "let go\n"
+            else:
+                process.kill()
+                process.wait()
+            os.kill(int(child), 0)  # which is still there
+            with device_lock.hold("gpu") as free:
+                assert free
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+            process.stdin.close()
+
+
+def test_a_child_that_leaves_the_block_lets_go_of_nothing() -> None:
+    with device_lock.hold("gpu") as held:
+        assert held
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks amid threads
+            child = os.fork()
+        if child:
+            assert os.waitpid(child, 0)[1] == 0
+            tried = subprocess.run([sys.executable, "-c", TRIER, "gpu"], capture_output=True, text=True, check=True)
+            assert tried.stdout == "False\n"
+    if not child:
+        os._exit(0)

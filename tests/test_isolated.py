@@ -17,7 +17,7 @@ from autoconv import environment, settings
 from autoconv._backend import mx
 from autoconv.dispatch import Dispatcher
 from autoconv.errors import StoreError, TuningError
-from autoconv.measurer import STRIKES
+from autoconv.notes import STRIKES
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
 from autoconv.settings import Settings

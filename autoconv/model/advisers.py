@@ -15,8 +15,9 @@ from autoconv.algorithms import algorithms
 from autoconv.environment import Environment
 from autoconv.errors import ModelError, StoreError
 from autoconv.model.advice import Adviser
+from autoconv.open_stores import begun
 from autoconv.settings import Settings
-from autoconv.store import ModelRecord, Store, default_path, open_store
+from autoconv.store import ModelRecord, Store, open_store
 from autoconv.store import shipped as came
 
 if TYPE_CHECKING:
@@ -84,11 +85,11 @@ def ceilings_of(
     """
     from autoconv.tuning.qualification import fingerprint
 
-    database: Path = settings.database or default_path()
+    database = begun(settings)
     asked_for = fingerprint(algorithms())
     with ExitStack() as stack:
         stores: list[Store] = []
-        if database.exists():
+        if database is not None:
             with suppress(StoreError):  # whoever opens it to use it tells of that
                 stores.append(stack.enter_context(closing(open_store(database, readonly=True))))
         if shipped is None:
@@ -117,8 +118,8 @@ def trusted(settings: Settings, backend: str) -> tuple[Path, ModelRecord] | None
     Raises:
         StoreError: the database cannot be read.
     """
-    database: Path = settings.database or default_path()
-    if not database.exists():
+    database = begun(settings)
+    if database is None:
         return None
     with closing(open_store(database, readonly=True)) as store:
         records = store.trusted_models()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from autoconv.errors import StoreError
+from autoconv.mutex import Mutex
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store import rows
@@ -20,7 +20,7 @@ class MemoryStore:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._closed = False
         self._environments: dict[str, tuple[str, str]] = {}
         self._records: dict[str, dict[Problem, list[Record]]] = defaultdict(dict)

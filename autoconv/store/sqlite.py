@@ -59,10 +59,18 @@ _GROUPS_AT_ONCE = 256
 
 
 def default_path() -> Path:
-    """Where the user's own database lies: `autoconv.db` in the system's folder for a user's data."""
+    """Where the user's own database lies: `autoconv.db` in the system's folder for a user's data.
+
+    Raises:
+        StoreError: there is no such folder, since nothing says where the user's home is.
+    """
     import platformdirs
 
-    return Path(platformdirs.user_data_dir("autoconv")) / "autoconv.db"
+    folder = Path(platformdirs.user_data_dir("autoconv"))
+    if not folder.is_absolute():  # it begins with `~`, and would be made in the working folder
+        msg = "there is no home folder for autoconv.db: name a file in AUTOCONV_DATABASE"
+        raise StoreError(msg)
+    return folder / "autoconv.db"
 
 
 def open_store(path: str | os.PathLike[str], *, readonly: bool = False, immutable: bool = False) -> Store:

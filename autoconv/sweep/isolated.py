@@ -26,7 +26,7 @@ from autoconv._backend import mx
 from autoconv.decision import Decision
 from autoconv.dispatch import Dispatcher
 from autoconv.errors import AccuracyError, AutoconvWarning, StoreError, TuningError
-from autoconv.measurer import STRIKES
+from autoconv.notes import STRIKES
 from autoconv.problem import Problem
 from autoconv.settings import Settings
 from autoconv.store import Store, default_path

@@ -24,6 +24,9 @@ from autoconv.tuning.verification import Verdict
 Clock = Callable[[], float]
 """Seconds since some moment."""
 
+FAILURES = (Exception,)
+"""What a candidate may raise: anything, as anyone may have written it. Ctrl-C and an exit are not its own, and pass."""
+
 _OUT_OF_MEMORY = (
     "unable to allocate",
     "out of memory",
@@ -139,8 +142,9 @@ class DeviceBench:
             others = self._watch_memory() if self._peaks else 0
             start = self._clock()
             output = entry.run(self._first, self._second)
-            if output.shape != self._problem.result_shape:
-                return Verdict(float("inf"), f"the result has shape {output.shape}", 0.0)
+            misfit = self._misfit(output)
+            if misfit:
+                return Verdict(math.inf, misfit, 0.0)
             mx.eval(output)
             self.run_s += self._clock() - start
             if self._peaks:
@@ -157,7 +161,7 @@ class DeviceBench:
             output = entry.run(*scaled)
             mx.eval(output)
             self.run_s += self._clock() - start
-            large = self._reference.check(output, scale)
+            large = self._check(output, scale)
         wrong = large.wrong and f"near float16's range, {large.wrong}"
         return Verdict(max(verdict.error, large.error), wrong, verdict.peak)
 
@@ -188,7 +192,7 @@ class DeviceBench:
             mx.synchronize(self._stream)
             elapsed = self._clock() - start
             self.run_s += elapsed
-            entry.last = output if self._has_room_for(output) else self._reference.check(output)
+            entry.last = output if self._has_room_for(output) else self._check(output)
         return elapsed / repetitions
 
     def _has_room_for(self, one_more: mx.array) -> bool:
@@ -206,7 +210,21 @@ class DeviceBench:
         if isinstance(last, Verdict):
             return last
         with mx.stream(self._stream):
-            return self._reference.check(last)
+            return self._check(last)
+
+    def _check(self, output: mx.array, scale: float = 1.0) -> Verdict:
+        misfit = self._misfit(output)
+        return Verdict(math.inf, misfit, 0.0) if misfit else self._reference.check(output, scale)
+
+    def _misfit(self, output: object) -> str:
+        """What a result is that no value of it need be looked at; empty where it is an array such as it must be."""
+        if not isinstance(output, mx.array):
+            return f"the result is a {type(output).__name__}, and no array"
+        if output.shape != self._problem.result_shape:
+            return f"the result has shape {output.shape}"
+        if output.dtype != self._second.dtype:
+            return f"the result has dtype {str(output.dtype).removeprefix('mlx.core.')}"
+        return ""
 
     def peak_bytes(self, candidate: Candidate) -> int:
         """Peak of MLX's memory during a run, its input, weight and output included.

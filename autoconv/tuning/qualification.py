@@ -21,7 +21,7 @@ from autoconv.errors import DeviceLostError
 from autoconv.problem import ITEM_BYTES, Kind, Problem
 from autoconv.rank_sum import ratio
 from autoconv.store.contract import Qualification
-from autoconv.tuning.bench import Bench, Clock, DeviceBench, timing_stream
+from autoconv.tuning.bench import FAILURES, Bench, Clock, DeviceBench, timing_stream
 from autoconv.tuning.tuner import MIN_SAMPLE_S
 from autoconv.tuning.verification import Verdict
 
@@ -165,7 +165,7 @@ class Qualifier:
                 verdict = bench.verify(candidate)
                 if name == NATIVE:
                     self._learn_from_native(problem, verdict, bench, candidate)
-            except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+            except FAILURES as error:
                 self._fail(name, problem, " ".join(str(error).split())[:200])
                 if not bench.alive():
                     raise DeviceLostError(self._failed[name], candidate.name) from error

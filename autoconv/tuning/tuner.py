@@ -24,7 +24,7 @@ from autoconv.errors import DeviceLostError, TuningError
 from autoconv.problem import Problem
 from autoconv.rank_sum import ratio
 from autoconv.record import MAX_DETAIL, Record, Status
-from autoconv.tuning.bench import Bench, Clock, is_out_of_memory
+from autoconv.tuning.bench import FAILURES, Bench, Clock, is_out_of_memory
 from autoconv.tuning.verification import Verdict
 
 MIN_SAMPLE_S = 2e-3
@@ -121,6 +121,7 @@ def tune(
     plan: Plan | None = None,
     *,
     guard: Guard = lambda _: nullcontext(),
+    race: AbstractContextManager[None] | None = None,
     clock: Clock = time.perf_counter,
     now: Clock = time.time,
 ) -> list[Record]:
@@ -134,6 +135,7 @@ def tune(
         bench: Where they run.
         plan: What they are held to.
         guard: Context in which each candidate runs for the first time.
+        race: Context of all further runs. Default: none.
         clock: Seconds, for the budget.
         now: Seconds since the epoch, for the records.
 
@@ -165,11 +167,12 @@ def tune(
             # Native is known: the others are taken to need about as long, with one run to verify and one to time.
             needed = (clock() - start) + entry.first_s * (2 * (len(entries) - 1) + 2 * FINAL_TURNS)
             _require_time(needed, plan)
-    _take_turns([e for e in entries if e.status is Status.OK], bench, plan, start, clock)
-    if plan.peaks:
-        for entry in entries:
-            if entry.status is Status.OK:
-                _measure_peak(entry, bench)
+    with race or nullcontext():
+        _take_turns([e for e in entries if e.status is Status.OK], bench, plan, start, clock)
+        if plan.peaks:
+            for entry in entries:
+                if entry.status is Status.OK:
+                    _measure_peak(entry, bench)
     run, created = uuid.uuid4().hex, now()
     return [
         Record(
@@ -256,7 +259,7 @@ def _run_first(entry: _Progress, bench: Bench) -> None:
         _apply(entry, verdict)
         if entry.status is Status.OK:
             entry.first_s = bench.sample(entry.candidate, 1)
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+    except FAILURES as error:
         _fail(entry, error, bench)
 
 
@@ -318,7 +321,7 @@ def _race(contenders: list[_Progress], bench: Bench, plan: Plan, start: float, c
         for entry in racing[shift:] + racing[:shift]:
             try:
                 entry.samples_s.append(bench.sample(entry.candidate, repetitions))
-            except (RuntimeError, ValueError, MemoryError) as error:
+            except FAILURES as error:
                 _fail(entry, error, bench)
         racing = [e for e in racing if e.status is Status.OK]
         if racing and 1 <= turn < FINAL_TURNS:
@@ -332,7 +335,7 @@ def _race(contenders: list[_Progress], bench: Bench, plan: Plan, start: float, c
 def _sample_again(entry: _Progress, bench: Bench) -> float:
     try:
         return bench.sample(entry.candidate, 1)
-    except (RuntimeError, ValueError, MemoryError) as error:
+    except FAILURES as error:
         _fail(entry, error, bench)
         return math.inf
 
@@ -341,7 +344,7 @@ def _verify_last(entry: _Progress, bench: Bench) -> None:
     """An earlier buffer's failure can be dropped silently, and then the last result shows it."""
     try:
         verdict = bench.verify_last(entry.candidate)
-    except (RuntimeError, ValueError, MemoryError) as error:
+    except FAILURES as error:
         _fail(entry, error, bench)
     else:
         wrong = verdict.wrong and f"in the last run, {verdict.wrong}"
@@ -352,7 +355,7 @@ def _measure_peak(entry: _Progress, bench: Bench) -> None:
     """After all times are taken, so that it touches none."""
     try:
         entry.peak_bytes = bench.peak_bytes(entry.candidate)
-    except (RuntimeError, ValueError, MemoryError) as error:
+    except FAILURES as error:
         _fail(entry, error, bench)
 
 
