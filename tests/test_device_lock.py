@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -178,7 +179,7 @@ def test_where_a_file_system_has_no_locks_nobody_waits_for_one(monkeypatch: pyte
     def none(_file: int, _operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(device_lock.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("it waits"))
     with device_lock.hold("gpu", 1000.0) as held:
         assert held

@@ -98,14 +98,14 @@ def _kill_at(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def counted(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        opened = connect(*arguments, **options)
+        opened: sqlite3.Connection = connect(*arguments, **options)
         opened.set_trace_callback(count)
         return opened
 
     sqlite3.connect = counted  # type: ignore[assignment]  # in this child alone
 
 
-def kills(folder: Path, work: Callable[[Path], None], base: Path | None = None) -> Iterator[Path]:
+def kills(folder: Path, work: Callable[[Path], object], base: Path | None = None) -> Iterator[Path]:
     """A database for each statement of the work, which was killed before it; at last one for work that came through."""
     for number in range(1, MOST):
         file = folder / f"{number}.db"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -43,6 +43,7 @@ def race(
     bench = bench or ReplayBench(table)
     named = {a.name: a for a in others}
     field = contenders(*(named.get(name, replayed(name, i)) for i, name in enumerate(bench.table)))
+    guarded: Any = {} if guard is None else {"guard": guard}
     found = tune(
         problem,
         "somewhere",
@@ -50,7 +51,7 @@ def race(
         field,
         bench,
         plan,
-        **({} if guard is None else {"guard": guard}),
+        **guarded,
         clock=bench.clock,
         now=lambda: 1234.5,
     )
