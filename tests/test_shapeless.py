@@ -243,7 +243,8 @@ def test_only_what_is_traced_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_first_look_in_a_trace_does_not_spoil_later_ones() -> None:
     """What is compiled for a look is compiled for arrays that are traced and for those that are not."""
-    half, seen = X.astype(mx.float16), []
+    half = X.astype(mx.float16)
+    seen: list[bool] = []
 
     def function(x: mx.array) -> mx.array:
         made = mx.zeros((1, 2, 3)).astype(
