@@ -171,10 +171,12 @@ def _decide(
         if arguments["groups"] != 1 or 0 in weight.shape or input.shape[-1:] == (0,):
             raise
         return None
-    if input.size == 0:
-        return None
     from autoconv.dispatch import dispatcher  # imports what only a first call needs
 
+    if input.size == 0:  # nothing to convolve, and so nothing to decide
+        dispatcher().count(Source.NATIVE)
+        known[key] = None
+        return None
     if is_shapeless(input, weight):  # whatever is faster here could not run
         dispatcher().count(Source.NATIVE)
         return _sizeless(problem, arguments)
