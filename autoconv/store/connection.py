@@ -46,8 +46,8 @@ _HEADER_BYTES = 100
 _MARK_AT = 68
 """Where `APPLICATION_ID` stands in a file's header: https://sqlite.org/fileformat.html#the_database_header."""
 _TOLD_BY = b"runs_by_problem"
-"""A name of ours that a schema has within its first `_SCHEMA_BYTES`."""
-_SCHEMA_BYTES = 1 << 16
+"""A name of ours: the schema of a database that began with this version lies within its first `_SCHEMA_BYTES`."""
+_SCHEMA_BYTES = 1 << 18
 
 _log = logging.getLogger(__name__)
 

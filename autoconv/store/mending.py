@@ -72,9 +72,11 @@ class MendingStore:
         self._closed = False
         self._known: deque[Write] = deque(maxlen=MOST_KNOWN)
         self._owed: list[Write] = []
+        self._news: list[str] = []
         self._looked = -LOOK_AGAIN_SECONDS
         self._identity: Identity | None = None
         self._store = self._open()
+        self._announce()
 
     @property
     def readonly(self) -> bool:
@@ -190,6 +192,7 @@ class MendingStore:
             with self._lock:
                 if identity_of(self._file) != self._identity:
                     self._begin_anew()
+            self._announce()
         if self._owed:
             self._pay()
         return self._store
@@ -208,18 +211,24 @@ class MendingStore:
             store.close()  # SQLite writes back what waits in the -wal file, as far as it can
             done = self._put_aside(self._identity)
             self._begin_anew()
-            if not done:
-                raise error
+        if not done:
+            raise error
+        self._announce()
 
     def _put_aside(self, found: Identity | None) -> bool:
         """Whether the damaged file is there no longer."""
         aside = put_aside(self._file, found)
         if aside is not None:
-            self._tell(f"{self._file} was damaged: it is now {aside}, and a new database is begun")
+            self._news.append(f"{self._file} was damaged: it is now {aside}, and a new database is begun")
         elif identity_of(self._file) == found:
             self._looked = time.monotonic()
             return False
         return True
+
+    def _announce(self) -> None:
+        """Tell what was done; last, since a warning may be made an error."""
+        while self._news:
+            self._tell(self._news.pop(0))
 
     def _begin_anew(self) -> None:
         """Open the file that is there, and write to it what this process knows and it lacks."""
