@@ -125,7 +125,11 @@ def is_busy(error: Exception) -> bool:
 def is_damage(error: Exception) -> bool:
     """Whether an error tells of damage, if the file is ours: all that is asked of SQLite is right by our schema."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+    return isinstance(error, UnicodeDecodeError) or code in (
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_ERROR,
+    )
 
 
 def is_ours(file: Path) -> bool:

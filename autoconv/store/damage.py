@@ -84,7 +84,7 @@ def is_damaged(file: Path) -> bool:
             return state != "ok" or (schema == SCHEMA and not _schema(connection) >= _own_schema())
     except FAILURES as error:
         _log.debug("a look at %s: %s", file, error)
-        return is_damage(error) or isinstance(error, UnicodeDecodeError)
+        return is_damage(error)
     except SchemaError:
         return False  # another program's, or a newer version's
 

@@ -27,6 +27,8 @@ MOST_KNOWN = 10_000
 LOOK_AGAIN_SECONDS = 60.0
 """How long a file that was said to be damaged, and stayed, is not looked at again."""
 
+_UNKNOWN = (-1, -1)  # of no file
+
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -209,7 +211,8 @@ class MendingStore:
             if time.monotonic() - self._looked < LOOK_AGAIN_SECONDS:
                 raise error
             store.close()  # SQLite writes back what waits in the -wal file, as far as it can
-            done = self._put_aside(self._identity)
+            found, self._identity = self._identity, _UNKNOWN  # so it is opened again, should that fail now
+            done = self._put_aside(found)
             self._begin_anew()
         if not done:
             raise error
