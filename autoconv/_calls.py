@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 
 from autoconv import settings as _settings
 from autoconv._backend import mx, mx_conv_general
-from autoconv._deciding import count, decided
+from autoconv._deciding import candidate_of, count, decided
 from autoconv._gradients import by_vjp, differentiable
 from autoconv._tracing import is_shapeless
 from autoconv.algorithms import native
@@ -196,18 +196,19 @@ def _decide(
         if settings.gradients:
             run = differentiable(run, lambda kind: note(replace(problem, kind=kind), settings, device))
         return _adapted(run, dtype, crop, mixed=input.dtype != weight.dtype)
-    found, candidate = decided(problem, settings, device)
+    found = decided(problem, settings, device)
+    candidate = candidate_of(found, problem, device)
     waiting = _for_want_of_time(found, settings)
     run = candidate.build(problem)
     if settings.gradients:
-        run = _with_gradients(run, found.candidate == NATIVE, problem, settings, device)
+        run = _with_gradients(run, candidate.name == NATIVE, problem, settings, device)
     if listener is not None:
         run = listener(run, problem, found)
-    if found.candidate == NATIVE and is_untouched(problem) and not waiting and not settings.gradients:
+    if candidate.name == NATIVE and is_untouched(problem) and not waiting and not settings.gradients:
         known[key] = None
         return None
     run = _adapted(run, dtype, crop, mixed=input.dtype != weight.dtype)
-    if found.candidate != NATIVE or settings.gradients or crop is not None:
+    if candidate.name != NATIVE or settings.gradients or crop is not None:
         run = Sized(run, _sizeless(problem, arguments))
     known[key] = _provisional(run, key) if waiting else run
     return run
@@ -257,8 +258,11 @@ def _decide_gradient(
     problem: Problem, settings: Settings, device: mx.Device, key: object, unmeasured: Convolution | None
 ) -> Convolution:
     """Decide what computes a gradient; `unmeasured`, if there is one, where nothing is known of it."""
-    found, candidate = decided(problem, settings, device)
-    run = unmeasured if found.source is Source.NATIVE and unmeasured is not None else candidate.build(problem)
+    found = decided(problem, settings, device)
+    if found.source is Source.NATIVE and unmeasured is not None:
+        run = unmeasured
+    else:
+        run = candidate_of(found, problem, device).build(problem)
     if listener is not None:
         run = listener(run, problem, found)
 
@@ -329,7 +333,7 @@ def is_beaten(algorithm: str, problem: Problem, by: float) -> bool:
     answer, until = _beaten.get(key, (False, -math.inf))
     if time.monotonic() < until:
         return answer
-    made, _ = decided(problem, settings, mx.default_device())
+    made = decided(problem, settings, mx.default_device())
     if made.source is Source.NATIVE or made.candidate.partition("(")[0] == algorithm:
         answer = False
     else:

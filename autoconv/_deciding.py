@@ -13,20 +13,29 @@ from autoconv.warn import WarnOnce
 _warn = WarnOnce()
 
 
-def decided(problem: Problem, settings: Settings, device: mx.Device) -> tuple[Decision, Candidate]:
-    """The decision on a problem, and the candidate that it names; native for now where what decides cannot be imported.
+def decided(problem: Problem, settings: Settings, device: mx.Device) -> Decision:
+    """The decision on a problem; native for now where what decides cannot be imported.
 
     So it is where a process has no file descriptors left, or its installation is removed beneath it.
     """
     try:
         from autoconv.dispatch import dispatcher
 
-        found = dispatcher().decide(problem, settings, device)
-        return found, dispatcher().candidate(found, problem, device)
+        return dispatcher().decide(problem, settings, device)
     except (ImportError, OSError) as error:
         why = f"nothing can be decided now: {' '.join(str(error).split())}"
         _warn("deciding", why)
-        return decisions.native(why), Candidate(native.ALGORITHM)
+        return decisions.native(why)
+
+
+def candidate_of(found: Decision, problem: Problem, device: mx.Device) -> Candidate:
+    """The candidate that a decision names."""
+    try:
+        from autoconv.dispatch import dispatcher
+
+        return dispatcher().candidate(found, problem, device)
+    except (ImportError, OSError):
+        return Candidate(native.ALGORITHM)
 
 
 def count(source: Source) -> None:

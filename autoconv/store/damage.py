@@ -9,6 +9,7 @@ What it held is not carried over. SQLite's own `.recover` may find some of it; a
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sqlite3
@@ -114,12 +115,13 @@ def _rename(file: Path) -> Path | None:
     return None
 
 
-def _schema(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+def _schema(connection: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
     """Tables, indices and views; but not those that SQLite and sqlite-utils keep for themselves, as they like."""
-    return set(connection.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT GLOB '*sqlite_*'"))
+    return frozenset(connection.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT GLOB '*sqlite_*'"))
 
 
-def _own_schema() -> set[tuple[str, str, str]]:
+@functools.cache
+def _own_schema() -> frozenset[tuple[str, str, str]]:
     """What a new database of ours has."""
     from autoconv.store.migrations import migrate
 
