@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, cast
 from autoconv import settings as _settings
 from autoconv._arguments import DTYPES, promoted
 from autoconv._backend import mx, mx_conv_general
+from autoconv._deciding import candidate_of, count, decided
 from autoconv._gradients import by_vjp, differentiable
 from autoconv._tracing import is_shapeless, runs_here, sized
 from autoconv.algorithms import native
@@ -171,14 +172,12 @@ def _decide(
         if arguments["groups"] != 1 or 0 in weight.shape or input.shape[-1:] == (0,):
             raise
         return None
-    from autoconv.dispatch import dispatcher  # imports what only a first call needs
-
     if input.size == 0:  # nothing to convolve, and so nothing to decide
-        dispatcher().count(Source.NATIVE)
+        count(Source.NATIVE)
         known[key] = None
         return None
     if is_shapeless(input, weight):  # whatever is faster here could not run
-        dispatcher().count(Source.NATIVE)
+        count(Source.NATIVE)
         return _sizeless(problem, arguments)
     low, high = padding_pair(arguments["padding"])
     crop = cropped(input.shape, low, high)[0] if min(*low, *high) < 0 else None
@@ -188,14 +187,14 @@ def _decide(
         if settings.gradients:
             run = differentiable(run, lambda kind: note(replace(problem, kind=kind), settings, device))
         return _adapted(run, dtype, crop, mixed=input.dtype != weight.dtype)
-    decided = dispatcher().decide(problem, settings, device)
-    candidate = dispatcher().candidate(decided, problem, device)
-    waiting = _for_want_of_time(decided, settings)
+    found = decided(problem, settings, device)
+    candidate = candidate_of(found, problem, device)
+    waiting = _for_want_of_time(found, settings)
     run = candidate.build(problem)
     if settings.gradients:
         run = _with_gradients(run, candidate.name == NATIVE, problem, settings, device)
     if listener is not None:
-        run = listener(run, problem, decided)
+        run = listener(run, problem, found)
     if candidate.name == NATIVE and is_untouched(problem) and not waiting and not settings.gradients:
         known[key] = None
         return None
@@ -250,15 +249,13 @@ def _decide_gradient(
     problem: Problem, settings: Settings, device: mx.Device, key: object, unmeasured: Convolution | None
 ) -> Convolution:
     """Decide what computes a gradient; `unmeasured`, if there is one, where nothing is known of it."""
-    from autoconv.dispatch import dispatcher  # imports what only a first call needs
-
-    decided = dispatcher().decide(problem, settings, device)
-    if decided.source is Source.NATIVE and unmeasured is not None:
+    found = decided(problem, settings, device)
+    if found.source is Source.NATIVE and unmeasured is not None:
         run = unmeasured
     else:
-        run = dispatcher().candidate(decided, problem, device).build(problem)
+        run = candidate_of(found, problem, device).build(problem)
     if listener is not None:
-        run = listener(run, problem, decided)
+        run = listener(run, problem, found)
 
     def on_device(first: mx.array, second: mx.array, /) -> mx.array:
         """On the convolution's device, whichever is the default where the gradient is taken."""
@@ -267,7 +264,7 @@ def _decide_gradient(
         with mx.stream(device):
             return run(first, second)
 
-    waiting = problem.addressable and _for_want_of_time(decided, settings)
+    waiting = problem.addressable and _for_want_of_time(found, settings)
     return _provisional(on_device, key) if waiting else on_device
 
 
@@ -284,8 +281,8 @@ def _adapted(run: Convolution, dtype: mx.Dtype, crop: tuple[slice, ...] | None, 
     return adapted
 
 
-def _for_want_of_time(decided: Decision, settings: Settings) -> bool:
-    waits = decided.source is Source.NATIVE or decided.provisional
+def _for_want_of_time(made: Decision, settings: Settings) -> bool:
+    waits = made.source is Source.NATIVE or made.provisional
     return waits and settings.policy in (Policy.AUTO, Policy.MEASURE)
 
 
@@ -323,17 +320,15 @@ def is_beaten(algorithm: str, problem: Problem, by: float) -> bool:
     answer, until = _beaten.get(key, (False, -math.inf))
     if time.monotonic() < until:
         return answer
-    from autoconv.dispatch import dispatcher  # imports what only a first call needs
-
-    decided = dispatcher().decide(problem, settings, mx.default_device())
-    if decided.source is Source.NATIVE or decided.candidate.partition("(")[0] == algorithm:
+    made = decided(problem, settings, mx.default_device())
+    if made.source is Source.NATIVE or made.candidate.partition("(")[0] == algorithm:
         answer = False
     else:
-        best = decided.median_us(decided.candidate)
-        own = [v.record.median_us for v in decided.verdicts if v.record.algorithm == algorithm]
+        best = made.median_us(made.candidate)
+        own = [v.record.median_us for v in made.verdicts if v.record.algorithm == algorithm]
         times = [time_us for time_us in own if time_us is not None]
         answer = best is None or not times or min(times) > (1 + by) * best
-    _beaten[key] = answer, _next_look(key) if _for_want_of_time(decided, settings) else math.inf
+    _beaten[key] = answer, _next_look(key) if _for_want_of_time(made, settings) else math.inf
     return answer
 
 

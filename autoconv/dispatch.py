@@ -6,6 +6,7 @@ policy the cost model, the tuner or native. What it decides it remembers, so tha
 
 from __future__ import annotations
 
+import atexit
 import math
 import time
 from collections import Counter
@@ -83,7 +84,7 @@ class Dispatcher:
         self._stall = StallClock(clock, born)
         self._counts: Counter[Source] = Counter()
         self._warn = WarnOnce()
-        self._stores = OpenStores(stores, self._warn)
+        self._stores = OpenStores(stores, self._warn, clock)
         self._knowledge = Knowledge(self._algorithms, shipped, self._warn)
         self._measurer = Measurer(self._algorithms, bench=bench, clock=clock, warn=self._warn, isolated=isolated)
         self._grounds = Grounds(self._algorithms, self._measurer, isolated=isolated)
@@ -155,7 +156,7 @@ class Dispatcher:
         records = self._stores.records(settings, where.id, problem)
         found = self._knowledge.own(records, question)
         if found is None:
-            unkept = self._stores.unkept(where.id, problem)
+            unkept = self._stores.unkept(settings, where.id, problem)
             found = self._knowledge.own([*records, *unkept], question, Source.MEASURED) if unkept else None
         return found
 
@@ -348,7 +349,7 @@ class Dispatcher:
                     only=only,
                     budget_share=share,
                 )
-                self._stores.keep(store, problem, records, strict=strict)
+                self._stores.keep(settings, problem, records, strict=strict)
                 # Of all that is known by now, as the next process will; of this run alone where that cannot be read.
                 found = self.look_up(problem, settings, device) or self._knowledge.choose(
                     records, self._question(problem, settings, where), Source.MEASURED
@@ -377,6 +378,10 @@ class Dispatcher:
         """The store of these settings, opened once; where it cannot be, one in memory, or if `strict` `StoreError`."""
         return self._stores.get(settings, strict=strict)
 
+    def settle(self) -> None:
+        """Write what no store could take before, as far as one can now."""
+        self._stores.settle()
+
     def close(self) -> None:
         """Close every store; the next decision opens them again."""
         self._stores.close()
@@ -390,6 +395,7 @@ def dispatcher() -> Dispatcher:
     with _making:
         if _dispatcher is None:
             _dispatcher = Dispatcher(born=_calls.IMPORTED)
+            atexit.register(_dispatcher.settle)
         return _dispatcher
 
 
@@ -399,6 +405,7 @@ def forget() -> None:
     with _making:
         if _dispatcher is not None:
             _dispatcher.close()
+            atexit.unregister(_dispatcher.settle)
         _dispatcher = None
 
 

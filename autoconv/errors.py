@@ -12,6 +12,7 @@
     ├── FleetError                     a fleet's scheduler cannot be reached or may not be used, or has no workers
     └── StoreError                     a database cannot be opened, read or written
         ├── SchemaError                it was written by a newer autoconv, or is no autoconv database
+        ├── DamagedError               it is one of ours, and damaged
         └── ReadOnlyError              it is open for reading only
 
     AutoconvWarning (UserWarning)      something that a call survives: a database put aside, a candidate barred
@@ -76,6 +77,10 @@ class StoreError(AutoconvError, RuntimeError):
 
 class SchemaError(StoreError):
     """A database has a schema that this version does not know."""
+
+
+class DamagedError(StoreError):
+    """A database of ours does not hold what it should: bytes of it were changed, or are missing."""
 
 
 class ReadOnlyError(StoreError):

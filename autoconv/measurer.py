@@ -66,6 +66,7 @@ class Measurer:
         self._qualifiers: dict[str, Qualifier] = {}
         self._lost: set[str] = set()
         self._described: set[tuple[Store, str]] = set()
+        self._unwritten: dict[tuple[Store, str], Qualification] = {}
 
     def measure(
         self,
@@ -144,6 +145,10 @@ class Measurer:
             with self._warn.tolerating(strict=strict):
                 store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
                 self._described.add((store, where.id))
+        for owed in [owed for owed in self._unwritten if owed[0] is store]:
+            with self._warn.tolerating(strict=strict):
+                store.qualify(self._unwritten[owed])
+                del self._unwritten[owed]
         with self._reasons(where, strict=strict):
             found = self._qualify(store, where, device, limit_s, strict=strict)
             if problem.kind is Kind.FORWARD:
@@ -199,8 +204,10 @@ class Measurer:
             self._warn(f"barred {where.id} {name}", f"{name} is not used on {where}: {why}")
         self._qualifications[key] = done
         if not store.readonly:
+            self._unwritten[store, key] = done  # and if it cannot be written now, then at a later measurement
             with self._warn.tolerating(strict=strict):
                 store.qualify(done)
+                del self._unwritten[store, key]
         return done
 
     def _tune(

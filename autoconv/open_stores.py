@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoconv.environment import Environment
@@ -12,16 +14,45 @@ from autoconv.mutex import Mutex
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.settings import Settings
-from autoconv.store import MemoryStore, Store, default_path, open_store
+from autoconv.store import MemoryStore, MendingStore, Store, default_path, open_store
+from autoconv.store.backlog import Backlog
 from autoconv.warn import WarnOnce
+
+RETRY_S = 1.0
+"""How long what failed is not tried again in a call; twice as long each time."""
+
+MAX_RETRY_S = 60.0
 
 Opener = Callable[[Path, bool], Store]
 """Opens a store from a path and whether it is only read."""
 
 
 def open_file(path: Path, readonly: bool) -> Store:
-    """The store in a file."""
-    return open_store(path, readonly=readonly)
+    """The store in a file; for writing one that is begun anew where the file is damaged."""
+    return open_store(path, readonly=True) if readonly else MendingStore(path)
+
+
+Key = tuple[Path | None, bool]
+"""The database of some settings, and whether it is only read."""
+
+
+@dataclass
+class Place:
+    """What there is of a database.
+
+    Attributes:
+        store: It, or while it cannot be opened a store in memory.
+        is_open: Whether it is it.
+        backlog: What it could not take yet.
+        retry_at: When what failed is tried again.
+        wait_s: How long after the last time.
+    """
+
+    store: Store
+    is_open: bool
+    backlog: Backlog = field(default_factory=Backlog)
+    retry_at: float = 0.0
+    wait_s: float = 0.0
 
 
 def begun(settings: Settings) -> Path | None:
@@ -36,16 +67,20 @@ def begun(settings: Settings) -> Path | None:
 class OpenStores:
     """All methods may be called from any thread.
 
+    What a store cannot take, or could not be opened to take, is known to this process meanwhile, and is written once
+    that can be done: at a later call, when the stores are closed, or when the process ends.
+
     Args:
         opener: Opens a store.
         warn: Warns once of each thing.
+        clock: Seconds, for when what failed is tried again.
     """
 
-    def __init__(self, opener: Opener, warn: WarnOnce) -> None:
+    def __init__(self, opener: Opener, warn: WarnOnce, clock: Callable[[], float] = time.monotonic) -> None:
         self._open = opener
         self._warn = warn
-        self._stores: dict[tuple[Path | None, bool], Store] = {}
-        self._unkept = MemoryStore()
+        self._clock = clock
+        self._places: dict[Key, Place] = {}
         self._noted: set[tuple[Store, str, Problem]] = set()
         self._lock = Mutex()
 
@@ -57,21 +92,51 @@ class OpenStores:
         """
         key = (settings.database, settings.readonly)
         with self._lock:
-            known = self._stores.get(key)
-            if known is None or (strict and isinstance(known, MemoryStore)):
+            place = self._places.get(key)
+            if place is None or (not place.is_open and (strict or self._clock() >= place.retry_at)):
                 try:
-                    known = self._open(settings.database or default_path(), settings.readonly)
+                    place = self._opened(key, place)
                 except StoreError as error:
                     if strict:
                         raise
-                    self._warn("store", f"{error}; measurements are kept for this process alone")
-                    known = MemoryStore()
-                self._stores[key] = known
-            return known
+                    self._warn("store", f"{error}; measurements are kept for this process alone, as long as that is so")
+                    place = place or Place(MemoryStore(), is_open=False)
+                    self._places[key] = place
+                    self._put_off(place)
+            if place.backlog and place.is_open and self._clock() >= place.retry_at:
+                self._pay(place)
+            return place.store
+
+    def _opened(self, key: Key, before: Place | None) -> Place:
+        """A database, with what was kept in memory while it could not be opened."""
+        place = Place(self._open(key[0] or default_path(), key[1]), is_open=True)
+        if before is not None:
+            place.backlog = before.backlog
+            if isinstance(before.store, MemoryStore) and not place.store.readonly:
+                place.backlog.take_in(before.store)
+        self._places[key] = place
+        return place
+
+    def _pay(self, place: Place) -> None:
+        """Write what a store could not take before, as far as it can now."""
+        with self._lock:
+            if place.store.readonly:
+                return
+            try:
+                place.backlog.pay(place.store)
+            except StoreError as error:
+                self._warn("store", str(error))
+                self._put_off(place)
+            else:
+                place.wait_s = 0.0
+
+    def _put_off(self, place: Place) -> None:
+        place.wait_s = min(MAX_RETRY_S, 2 * place.wait_s or RETRY_S)
+        place.retry_at = self._clock() + place.wait_s
 
     def is_begun(self, settings: Settings) -> bool:
         """Whether the store of these settings is open, or is a file that exists."""
-        if (settings.database, settings.readonly) in self._stores or self._open is not open_file:
+        if (settings.database, settings.readonly) in self._places or self._open is not open_file:
             return True
         return begun(settings) is not None
 
@@ -83,12 +148,17 @@ class OpenStores:
             self._warn("store", str(error))
             return []
 
-    def unkept(self, environment: str, problem: Problem) -> list[Record]:
+    def unkept(self, settings: Settings, environment: str, problem: Problem) -> list[Record]:
         """Records that could not be written; this process still knows them."""
-        return self._unkept.records(environment, problem)
+        place = self._places.get((settings.database, settings.readonly))
+        return place.backlog.records(environment, problem) if place is not None else []
 
-    def keep(self, store: Store, problem: Problem, records: Sequence[Record], *, strict: bool) -> None:
-        """Keep records in a store, or where that cannot be for this process alone; with `strict` that raises."""
+    def keep(self, settings: Settings, problem: Problem, records: Sequence[Record], *, strict: bool) -> None:
+        """Keep records in the store of these settings, or while that cannot be in this process; with `strict` that
+        raises.
+        """
+        store = self.get(settings, strict=strict)
+        place = self._places[settings.database, settings.readonly]
         if not store.readonly:
             try:
                 store.add(problem, records)
@@ -96,11 +166,14 @@ class OpenStores:
                 if strict:
                     raise
                 self._warn("store", str(error))
+                self._put_off(place)
             else:
                 # What has records is pending no longer, and may be noted anew.
                 self._noted -= {(store, record.environment, problem) for record in records}
+                if place.backlog:
+                    self._pay(place)
                 return
-        self._unkept.add(problem, records)
+        place.backlog.add(problem, records)
 
     def note(self, settings: Settings, where: Environment, problem: Problem) -> None:
         """Put a problem on the pending list of these settings' store, once."""
@@ -109,13 +182,33 @@ class OpenStores:
         if store.readonly or key in self._noted:
             return
         self._noted.add(key)
-        with self._warn.tolerating(strict=False):
+
+        def write(store: Store) -> None:
             store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
             store.note(where.id, problem)
 
-    def close(self) -> None:
-        """Close every store; the next one asked for is opened again."""
+        try:
+            write(store)
+        except StoreError as error:
+            self._warn("store", str(error))
+            place = self._places[settings.database, settings.readonly]
+            place.backlog.do_later(write)
+            self._put_off(place)
+
+    def settle(self) -> None:
+        """Write what could not be written before, as far as that can be done now."""
         with self._lock:
-            for store in self._stores.values():
-                store.close()
-            self._stores.clear()
+            for key, place in list(self._places.items()):
+                if not place.is_open and not key[1] and place.store.environments():
+                    with self._warn.tolerating(strict=False):
+                        place = self._opened(key, place)  # noqa: PLW2901 - the same database
+                if place.is_open and place.backlog:
+                    self._pay(place)
+
+    def close(self) -> None:
+        """Close every store, what could be written by now included; the next one asked for is opened again."""
+        with self._lock:
+            self.settle()
+            for place in self._places.values():
+                place.store.close()
+            self._places.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from autoconv.settings import Policy, Settings
@@ -48,8 +49,9 @@ class StallClock:
         self._told = True
         stall, capped = settings.stall, settings.policy is Policy.AUTO
         most = f", {stall.seconds:g} s + {stall.share * 100:g}% of run time at most" if capped else ""
-        print(
+        line = (
             f"autoconv: {what} in {seconds:.1f} s; each new shape is timed once{most}; "
-            "AUTOCONV_POLICY=record defers that to `autoconv sweep --pending`",
-            file=sys.stderr,
+            "AUTOCONV_POLICY=record defers that to `autoconv sweep --pending`"
         )
+        with contextlib.suppress(OSError, ValueError):  # stderr may be a file on a full disk, or closed
+            print(line, file=sys.stderr)

@@ -13,6 +13,12 @@ from autoconv.mutex import Mutex
 _log = logging.getLogger("autoconv")
 
 
+def warn_now(text: str) -> None:
+    """Warn with `text`, and log it."""
+    _log.warning(text)
+    warnings.warn(text, AutoconvWarning, stacklevel=3)
+
+
 class WarnOnce:
     """Warns of each thing once in its life; may be called from any thread."""
 
@@ -26,8 +32,7 @@ class WarnOnce:
             if about in self._warned:
                 return
             self._warned.add(about)
-        _log.warning(text)
-        warnings.warn(text, AutoconvWarning, stacklevel=2)
+        warn_now(text)
 
     @contextlib.contextmanager
     def tolerating(self, *, strict: bool) -> Iterator[None]:

@@ -70,7 +70,7 @@ def is_sound(file: Path) -> bool:
         return whole and opened.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
-def killed(work: Callable[[], None], number: int) -> bool:
+def killed(work: Callable[[], object], number: int) -> bool:
     """Whether a process that does the work comes to its statement of that number, before which it is killed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks amid threads

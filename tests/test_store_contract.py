@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from autoconv.errors import StoreError
 from autoconv.problem import Problem
 from autoconv.record import MAX_DETAIL, Record, Status
-from autoconv.store import MemoryStore, ModelRecord, Qualification, Store, open_store
+from autoconv.store import MemoryStore, MendingStore, ModelRecord, Qualification, Store, open_store
 
 PROBLEMS = [Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2, 3)]
 ENVIRONMENTS = ["metal-m3", "cuda-h100", "env with spaces, quotes ' and ünïcode"]
@@ -62,6 +62,7 @@ class Reopened:
 MAKERS: dict[str, Callable[[Path], Store]] = {
     "memory": lambda _: MemoryStore(),
     "sqlite": open_store,
+    "mending": MendingStore,
     "reopened": lambda file: cast(Store, Reopened(file)),
 }
 each_kind = pytest.mark.parametrize("kind", MAKERS)
@@ -407,7 +408,7 @@ def test_every_method_of_the_contract_is_tried_after_closing() -> None:
     assert set(CALLS) == methods
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "mending"])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_closed_store_refuses_every_call_and_may_be_closed_again(kind: str, call: str) -> None:
     with opened(kind) as store:

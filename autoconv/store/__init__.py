@@ -2,6 +2,7 @@
 
 from autoconv.store.contract import ModelRecord, Qualification, Store
 from autoconv.store.memory import MemoryStore
+from autoconv.store.mending import MendingStore
 from autoconv.store.sqlite import SqliteStore, default_path, open_store
 from autoconv.store.transfer import Exported, Imported, Rejected, Selection, export, import_file
 
@@ -9,6 +10,7 @@ __all__ = [
     "Exported",
     "Imported",
     "MemoryStore",
+    "MendingStore",
     "ModelRecord",
     "Qualification",
     "Rejected",

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autoconv.device_lock import hold
-from autoconv.errors import SchemaError, StoreError
+from autoconv.errors import DamagedError, SchemaError, StoreError
 
 APPLICATION_ID = int.from_bytes(b"aCnv")
 """What marks a SQLite file as ours: https://sqlite.org/pragma.html#pragma_application_id."""
@@ -29,13 +29,30 @@ READABLE = 2
 BUSY_SECONDS = 5.0
 """How long one process waits for another's transaction; ours take milliseconds."""
 
+HURRIED_SECONDS = 0.05
+"""How long it waits where the last wait was in vain: who holds a database for seconds may hold it for hours."""
+
 POLL_SECONDS = 0.002
 """How often a process that waits for its turn to write asks for it."""
 
 FAILURES = (sqlite3.Error, OSError, OverflowError, UnicodeDecodeError)
 """What goes wrong with a file; the last where SQLite's message quotes damage that is no text."""
 
+OPENING, READING, WRITING, TURN = "open", "read", "write", "take a turn at"
+"""What is waited for, each by itself: in WAL mode a database can be read while somebody writes it."""
+
+_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100
+_MARK_AT = 68
+"""Where `APPLICATION_ID` stands in a file's header: https://sqlite.org/fileformat.html#the_database_header."""
+_TOLD_BY = b"runs_by_problem"
+"""A name of ours: the schema of a database that began with this version lies within its first `_SCHEMA_BYTES`."""
+_SCHEMA_BYTES = 1 << 18
+
 _log = logging.getLogger(__name__)
+
+_in_vain: set[tuple[Path, str]] = set()
+"""What was waited for in vain, and not had since."""
 
 # Closing any descriptor of a file drops all locks that this process has on it (POSIX), and with them the
 # protection of a transaction that runs in another thread. So no thread may see a new file before its creator
@@ -59,22 +76,82 @@ def connect(file: Path, *, readonly: bool, immutable: bool = False) -> sqlite3.C
     """
     try:
         if not readonly:
-            return _connect(file)
-        return _checked(_open(file, "mode=ro&immutable=1"), file) if immutable else _connect_readonly(file)
+            connection = _connect(file)
+        elif immutable:
+            return _checked(_open(file, "mode=ro&immutable=1"), file)
+        else:
+            connection = _connect_readonly(file)
     except FAILURES as error:
-        raise failure("open", file, error) from error
+        if is_busy(error):
+            waited(file, OPENING, in_vain=True)
+        raise failure(OPENING, file, error) from error
+    waited(file, OPENING)
+    return connection
 
 
 @contextmanager
-def turn(file: Path) -> Iterator[None]:
-    """Wait for this process's turn to write a database.
+def turn(file: Path) -> Iterator[bool]:
+    """Wait for this process's turn to write a database, or to put it aside; yields whether it came.
 
     SQLite lets whoever asks next write next, and asks ever less often the longer it waits: of 32 processes that wrote
     without pause some got no turn in three seconds. So those of one user take turns by a lock of their own, and ask
     for it often. Where that cannot be had, SQLite's way is left.
     """
-    with hold(_lock_name(file), BUSY_SECONDS, POLL_SECONDS):
-        yield
+    with hold(_lock_name(file), patience(file, TURN), POLL_SECONDS) as held:
+        waited(file, TURN, in_vain=not held)
+        yield held
+
+
+def patience(file: Path, doing: str) -> float:
+    """Seconds to wait for a database that somebody else holds: few where the last wait was in vain."""
+    if not _in_vain or not ((file, doing) in _in_vain or (file, TURN) in _in_vain):
+        return BUSY_SECONDS
+    return min(HURRIED_SECONDS, BUSY_SECONDS)
+
+
+def waited(file: Path, doing: str, *, in_vain: bool = False) -> None:
+    """Remember whether a wait for a database was in vain."""
+    if in_vain:
+        _in_vain.add((file, doing))
+    elif _in_vain:
+        _in_vain.discard((file, doing))
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether somebody else holds the database."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error tells of damage, if the file is ours: all that is asked of SQLite is right by our schema."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, UnicodeDecodeError) or code in (
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_ERROR,
+    )
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file that SQLite cannot read was a database of ours, by what is left of it.
+
+    That is the mark in its header, or a name of our schema in it or in its -wal file. A file that ends within SQLite's
+    header is no more any program's database.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(_SCHEMA_BYTES)
+    if len(start) < _HEADER_BYTES:
+        return bool(start) and (start.startswith(_MAGIC) or _MAGIC.startswith(start))
+    if start[_MARK_AT : _MARK_AT + 4] == APPLICATION_ID.to_bytes(4) or _TOLD_BY in start:
+        return True
+    try:
+        with open(f"{file}-wal", "rb") as log:
+            return _TOLD_BY in log.read(_SCHEMA_BYTES)
+    except FileNotFoundError:
+        return False
 
 
 @functools.lru_cache
@@ -85,7 +162,7 @@ def _lock_name(file: Path) -> str:
 def failure(doing: str, file: Path, error: Exception) -> StoreError:
     """One line that says what could not be done to a file, why, and what to do where that is known."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_NOTADB:
+    if code == sqlite3.SQLITE_NOTADB and not _is_surely_ours(file):
         return SchemaError(f"{file} is no SQLite database: move it away, or name another in AUTOCONV_DATABASE")
     reason = str(error)
     if isinstance(error, OSError):
@@ -97,29 +174,37 @@ def failure(doing: str, file: Path, error: Exception) -> StoreError:
                 reason = "it is a directory"
         except OSError as missing:
             reason = missing.strerror or reason
-    elif code == sqlite3.SQLITE_CORRUPT:
+    elif code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         reason += ": move the file away and a new one is begun"
-    return StoreError(f"cannot {doing} {file}: {reason}")
+    kind = DamagedError if is_damage(error) else StoreError
+    return kind(f"cannot {doing} {file}: {reason}")
+
+
+def _is_surely_ours(file: Path) -> bool:
+    try:
+        return is_ours(file)
+    except OSError:
+        return False
 
 
 def _connect(file: Path) -> sqlite3.Connection:
-    _create(file)
-    connection = _open(file, "mode=rw")
-    try:
-        number = schema_of(connection, file)
-        if _prefer_wal(connection, file):
-            # Safe against a kill; a loss of power may cost the last transactions, never the database.
-            connection.execute("PRAGMA synchronous = NORMAL")
-        if number < SCHEMA:
-            with turn(file):
-                # Others that came at the same time may have done it.
-                if schema_of(connection, file) < SCHEMA:
-                    from autoconv.store.migrations import migrate
+    # In turn, lest a damaged file is put aside by another process between its opening and that of its -wal file. Also,
+    # of those that come at the same time to an older schema or none, one changes it.
+    with turn(file):
+        _create(file)
+        connection = _open(file, "mode=rw")
+        try:
+            number = schema_of(connection, file)
+            if _prefer_wal(connection, file):
+                # Safe against a kill; a loss of power may cost the last transactions, never the database.
+                connection.execute("PRAGMA synchronous = NORMAL")
+            if number < SCHEMA and schema_of(connection, file) < SCHEMA:
+                from autoconv.store.migrations import migrate
 
-                    migrate(connection, APPLICATION_ID, SCHEMA)
-    except BaseException:
-        connection.close()
-        raise
+                migrate(connection, APPLICATION_ID, SCHEMA)
+        except BaseException:
+            connection.close()
+            raise
     return connection
 
 
@@ -152,7 +237,11 @@ def _checked(connection: sqlite3.Connection, file: Path) -> sqlite3.Connection:
 
 def _open(file: Path, query: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        _uri(file, query), uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        _uri(file, query),
+        uri=True,
+        timeout=patience(file, OPENING),
+        isolation_level=None,
+        check_same_thread=False,
     )
     try:
         if sys.version_info >= (3, 12):
@@ -170,10 +259,11 @@ def _uri(file: Path, query: str) -> str:
 
 
 def _create(file: Path) -> None:
-    """Make the file and its folders, for the user alone, unless they exist.
+    """Make the file and its folders, for the user alone, unless they exist; where it is a link, the file it leads to.
 
     SQLite would create it with the modes that the umask leaves. Its -wal and -shm files take theirs from it.
     """
+    file = Path(os.path.realpath(file))
     for folder in reversed((file.parent, *file.parent.parents)):
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)

@@ -16,7 +16,7 @@ from autoconv.errors import ReadOnlyError, StoreError
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store import rows
-from autoconv.store.connection import FAILURES, connect, failure, turn
+from autoconv.store.connection import FAILURES, READING, WRITING, connect, failure, is_busy, patience, turn, waited
 from autoconv.store.contract import ModelRecord, Qualification, Store
 from autoconv.store.tables import LAST, Tables
 
@@ -109,6 +109,7 @@ class SqliteStore:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._tables: Tables | None = None
+        self._waits = -1.0
         with _registering:
             _stores.add(self)
         with self._lock:
@@ -149,12 +150,8 @@ class SqliteStore:
 
     def records(self, environment: str, problem: Problem) -> list[Record]:
         """As the contract says."""
-        with self._lock:
-            tables = self._open_tables()
-            try:
-                return tables.records(environment, problem.key)
-            except FAILURES as error:
-                raise failure("read", self._file, error) from error
+        with self._connected(READING) as (_, tables):
+            return tables.records(environment, problem.key)
 
     def problems(self, environment: str) -> list[Problem]:
         """As the contract says."""
@@ -171,7 +168,7 @@ class SqliteStore:
             after = (last, -1)
         # In pages, so that nothing is held while the caller does what it wants with them.
         while True:
-            with self._connected("read") as (_, tables):
+            with self._connected(READING) as (_, tables):
                 groups = tables.groups(after, last, _GROUPS_AT_ONCE)
                 found = tables.records_of_groups(after, groups[-1]) if groups else []
             if not groups:
@@ -260,7 +257,7 @@ class SqliteStore:
             self._disconnect()
 
     def _select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        with self._connected("read") as (_, tables):
+        with self._connected(READING) as (_, tables):
             return tables.select(sql, parameters)
 
     @contextmanager
@@ -269,7 +266,8 @@ class SqliteStore:
         if self._readonly:
             msg = f"{self._file} is open for reading only"
             raise ReadOnlyError(msg)
-        with self._connected("write") as (connection, tables), turn(self._file):
+        with self._connected(WRITING) as (connection, tables), turn(self._file):
+            self._wait_as(WRITING, connection)  # not for long where the turn did not come
             # IMMEDIATE takes its place in the queue of writers; a reader that turned writer could only fail.
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -288,9 +286,20 @@ class SqliteStore:
             tables = self._open_tables()
             assert self._connection is not None
             try:
+                self._wait_as(doing, self._connection)
                 yield self._connection, tables
             except FAILURES as error:
+                if is_busy(error):
+                    waited(self._file, doing, in_vain=True)
                 raise failure(doing, self._file, error) from error
+            waited(self._file, doing)
+
+    def _wait_as(self, doing: str, connection: sqlite3.Connection) -> None:
+        """Have the connection wait for others as long as is worth it."""
+        seconds = patience(self._file, doing)
+        if seconds != self._waits:
+            connection.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
+            self._waits = seconds
 
     def _open_tables(self) -> Tables:
         if self._closed:
@@ -300,6 +309,7 @@ class SqliteStore:
 
     def _connect(self) -> Tables:
         self._connection = connect(self._file, readonly=self._readonly, immutable=self._immutable)
+        self._waits = -1.0
         self._tables = Tables(self._connection)
         return self._tables
 
