@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,9 @@ from autoconv.report.words import printable
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+
+_STDERR = 2
+"""Its descriptor, whatever `sys.stderr` is."""
 
 _TASK = "{task.description}"
 """What is under way: a field of the task, as the format may not hold names, in which braces and brackets may stand."""
@@ -78,6 +83,16 @@ def settings(database: Path | None, **changes: object) -> Any:
 
     chosen = {name: value for name, value in {"database": database, **changes}.items() if value is not None}
     return given.with_changes(given.current(), chosen)
+
+
+def can_ask() -> bool:
+    """Whether somebody can be asked: both ends are a terminal."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def tell_of_stop() -> None:
+    """Say that a first Ctrl-C was heard: in a signal's handler, where what else writes to stderr may be at it."""
+    os.write(_STDERR, b"\nautoconv: ending after the current convolution; once more ends it now\n")
 
 
 def backend_here() -> str:
