@@ -343,6 +343,18 @@ def test_the_scripts_pass_their_arguments_on(machine: Machine, script: str, runs
     assert result.stdout.splitlines() == [runs, "PYTHONPATH="]
 
 
+@pytest.mark.parametrize(("arguments", "folder"), [([], "docs/_build"), (["a b"], "a b")])
+def test_the_documentation_is_built_by_a_group_of_its_own(machine: Machine, arguments: list[str], folder: str) -> None:
+    machine.python("python3", FIT)
+    (machine.root / "pyproject.toml").write_text('[dependency-groups]\ndev = []\ndocs = ["sphinx>=8.2"]\n')
+    result = machine.run(str(machine.root / "scripts" / "docs"), *arguments)
+    assert result.returncode == 0, result.stderr
+    assert machine.did()[-1].endswith("-e .[cpu] sphinx>=8.2")
+    (ran,) = result.stdout.splitlines()[:1]
+    assert ran.startswith("-m sphinx --fail-on-warning")
+    assert ran.endswith(f" docs {folder}")
+
+
 def test_lint_stops_at_what_fails(machine: Machine) -> None:
     machine.python("python3", FIT)
     lint = str(machine.root / "scripts" / "lint")

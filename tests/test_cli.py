@@ -71,18 +71,6 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     assert set(undocumented) <= {"groups"}
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
-def test_every_command_stands_in_the_readme(name: str) -> None:
-    readme = Path(__file__).parents[1] / "README.md"
-    assert f"autoconv {name}" in readme.read_text()
-
-
-def test_every_variable_stands_in_the_readme() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for variable in [*settings.VARIABLES, "AUTOCONV_PATCH", "AUTOCONV_LOG", "AUTOCONV_BACKEND", "AUTOCONV_PYTHON"]:
-        assert f"`{variable}`" in readme
-
-
 def test_the_version() -> None:
     assert run("--version").output.split()[-1] == autoconv.__version__
 
