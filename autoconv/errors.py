@@ -1,4 +1,6 @@
-"""Every error and warning of this library::
+"""Every error and warning of this library.
+
+As a tree::
 
     AutoconvError                      the root: `except autoconv.AutoconvError` catches all of them
     ├── BackendMissingError            MLX is installed without a backend (also an ImportError)
