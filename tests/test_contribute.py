@@ -198,7 +198,7 @@ def test_the_user_s_names_are_those_that_the_system_knows(monkeypatch: pytest.Mo
 
 
 def test_nothing_measured_is_no_contribution(database: Path) -> None:
-    with pytest.raises(StoreError, match="nothing in"):
+    with pytest.raises(StoreError, match="nothing was measured yet"):
         contribution(database, HERE.id, [TINY[2].problem])
 
 
@@ -324,6 +324,15 @@ def test_a_second_ctrl_c_ends_it_at_once_and_keeps_what_there_was(kept: Path, mo
     assert not Path("of.jsonl").exists()
     assert run("of.jsonl", "--minutes", "0", "--yes", "--database", str(kept)).exit_code == 0
     assert problems_in(Path("of.jsonl")) == [TINY[0].problem.key]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_who_stops_before_anything_is_measured_is_told_so(tmp_path: Path) -> None:
+    found = run("of.jsonl", "--minutes", "0", "--yes", "--database", "new.db")
+    assert (found.exit_code, found.stderr) == (
+        1, "Error: nothing was measured yet: let it run for a minute or more\n"
+    )  # fmt: skip
+    assert not list(tmp_path.glob("of.*"))
 
 
 @pytest.fixture

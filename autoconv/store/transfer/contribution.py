@@ -12,12 +12,13 @@ import os
 import re
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoconv.errors import StoreError
 from autoconv.problem import Problem
+from autoconv.store.sqlite import open_store
 from autoconv.store.transfer import entries
 from autoconv.store.transfer.export import SQLITE_SUFFIXES, export, replacing
 from autoconv.store.transfer.imports import import_file
@@ -66,6 +67,9 @@ def contribution(
     """
     hidden = tuple(sorted({*(user_names() if names is None else names)} - {""}, key=len, reverse=True))
     selection = Selection(environment=environment, problems=problems)
+    if not _has_any(database, selection):
+        msg = "nothing was measured yet: let it run for a minute or more"
+        raise StoreError(msg)
     with tempfile.TemporaryDirectory(prefix="autoconv-") as folder:
         file = Path(folder) / "all.jsonl"
         export(database, file, selection=selection)
@@ -120,6 +124,13 @@ def user_names() -> Iterator[str]:
         full = pwd.getpwuid(os.getuid()).pw_gecos.split(",")[0]
         yield full
         yield from full.split()
+
+
+def _has_any(database: Path, selection: Selection) -> bool:
+    if not database.exists():
+        return False
+    with closing(open_store(database, readonly=True)) as store:
+        return any(selection.takes_problem(problem.key) for problem in store.problems(selection.environment))
 
 
 def _cleaned(entry: entries.Entry, hidden: tuple[str, ...]) -> entries.Entry:
