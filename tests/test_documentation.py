@@ -65,6 +65,10 @@ def test_nearly_every_block_of_python_is_run() -> None:
         assert len(parsed) >= count, page
 
 
+def test_readme_is_one_page() -> None:
+    assert len(text_of(README).splitlines()) <= 220
+
+
 # Commands
 
 
