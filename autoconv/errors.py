@@ -1,5 +1,7 @@
 """Every error and warning of this library.
 
+As a tree::
+
     AutoconvError                      the root: `except autoconv.AutoconvError` catches all of them
     ├── BackendMissingError            MLX is installed without a backend (also an ImportError)
     ├── SettingsError                  a setting or AUTOCONV_* variable has no such value (also a ValueError)

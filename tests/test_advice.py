@@ -30,6 +30,7 @@ from autoconv.model import prior
 from autoconv.model.advice import Advice, Adviser, Forecast
 from autoconv.problem import Kind, Problem
 from autoconv.report import doctor
+from autoconv.report.finding import Finding
 from autoconv.settings import Settings
 from autoconv.store import MemoryStore, Qualification, Store
 from autoconv.tuning.qualification import Qualifier, fingerprint
@@ -725,11 +726,11 @@ def test_the_doctor_says_which_model_applies(tmp_path: Path) -> None:
     like.qualify(first_run(among=all_algorithms(), ceilings={"launch_us": 3.0}))
     chosen = asked(database=tmp_path / "none.db")
 
-    def told(models: Models, shipped: Mapping[str, Store]) -> doctor.Finding:
+    def told(models: Models, shipped: Mapping[str, Store]) -> Finding:
         return next(f for f in doctor.examine(chosen, CPU, shipped, models) if f.about == "cost model")
 
     models = Models(Model(SURE))
-    assert told(models, {"like": like}) == doctor.Finding("cost model", "a model applies")
+    assert told(models, {"like": like}) == Finding("cost model", "a model applies")
     assert models.looks == [(HERE.id, {"launch_us": 3.0})]
     assert told(Models(Model(SURE), "your own is not"), {}).found == "a model applies; your own is not"
     assert told(Models(None, "no model: none was trained"), {}).found == "no model: none was trained"

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from memory import taken
 from reference import Array, convolve, input_gradient, weight_gradient
 from strategies import decomposed_problems, problems
+from tolerance import SLACK
 
 from autoconv import algorithms
 from autoconv.algorithms import Algorithm, Candidate, _adapted, _depth, implicit_gemm, native
@@ -32,6 +33,7 @@ ON_CPU = mx.default_device().type == mx.cpu
 EXACT_FLOAT32 = ON_CPU or os.environ.get("MLX_ENABLE_TF32") == "0"
 
 BOUND = {"float64": 1e-5, "float32": 1e-5 if EXACT_FLOAT32 else 2e-3, "float16": 2e-3, "bfloat16": 1.5e-2}
+BOUND = {dtype: SLACK * bound for dtype, bound in BOUND.items()}
 """Relative L2 error: some roundings of the dtype's unit, which is 6e-8, 5e-4 and 4e-3; TF32's is that of float16."""
 
 TRANSFORMED = 8.0

@@ -345,6 +345,18 @@ def test_the_scripts_pass_their_arguments_on(machine: Machine, script: str, runs
     assert result.stdout.splitlines() == [runs, "PYTHONPATH="]
 
 
+@pytest.mark.parametrize(("arguments", "folder"), [([], "docs/_build"), (["a b"], "a b")])
+def test_the_documentation_is_built_by_a_group_of_its_own(machine: Machine, arguments: list[str], folder: str) -> None:
+    machine.python("python3", FIT)
+    (machine.root / "pyproject.toml").write_text('[dependency-groups]\ndev = []\ndocs = ["sphinx>=8.2"]\n')
+    result = machine.run(str(machine.root / "scripts" / "docs"), *arguments)
+    assert result.returncode == 0, result.stderr
+    assert machine.did()[-1].endswith("-e .[cpu] sphinx>=8.2")
+    (ran,) = result.stdout.splitlines()[:1]
+    assert ran.startswith("-m sphinx --fail-on-warning")
+    assert ran.endswith(f" docs {folder}")
+
+
 def test_lint_stops_at_what_fails(machine: Machine) -> None:
     machine.python("python3", FIT)
     lint = str(machine.root / "scripts" / "lint")
@@ -369,3 +381,22 @@ def test_mlx_s_tests_have_an_environment_of_their_own(machine: Machine) -> None:
 @pytest.mark.parametrize("script", ["demo", "test", "lint", "mlx_tests"])
 def test_the_scripts_are_executable(script: str) -> None:
     assert os.access(SCRIPTS / script, os.X_OK)
+
+
+def test_each_file_of_tests_is_run_though_one_ends_its_process(machine: Machine) -> None:
+    machine.python("python3", FIT)
+    (machine.root / "tests").mkdir()
+    for name in ("test_a", "test_b", "test_c"):
+        (machine.root / "tests" / f"{name}.py").touch()
+    each = str(machine.root / "scripts" / "test-each")
+    passed = machine.run(each, "--timeout=300")
+    assert passed.returncode == 0, passed.stderr
+    runs = [line for line in passed.stdout.splitlines() if line.startswith("-m pytest")]
+    assert runs == [f"-m pytest tests/test_{letter}.py --timeout=300" for letter in "abc"]
+    inner = machine.root / ".venv-scripts" / "bin" / "python"
+    ends = '*test_a*) kill -9 $$ ;; *test_b*) echo b; exit 5 ;; *test_c*) echo c; exit 1 ;; *"-m "*)'
+    inner.write_text(inner.read_text().replace('*"-m "*)', ends))
+    failed = machine.run(each)
+    assert failed.returncode == 1
+    assert failed.stdout.splitlines()[-3:] == ["", "== tests/test_c.py ==", "c"]
+    assert failed.stderr.splitlines()[-1] == "autoconv: these did not pass: tests/test_a.py tests/test_c.py"

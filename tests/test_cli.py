@@ -20,8 +20,8 @@ from autoconv.decision import Decision, Source, Verdict
 from autoconv.model import advisers
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.report import doctor, progress, tables
-from autoconv.report.doctor import Finding
+from autoconv.report import doctor, machine, progress, tables
+from autoconv.report.finding import Finding
 from autoconv.store import Qualification, open_store
 from autoconv.sweep import Layer
 from autoconv.sweep.runner import Ending, Outcome
@@ -66,18 +66,6 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     assert f"Example: autoconv {name}" in found.output
     undocumented = [o.name for o in main.commands[name].params if isinstance(o, click.Option) and not o.help]
     assert set(undocumented) <= {"groups"}
-
-
-@pytest.mark.parametrize("name", sorted(main.commands))
-def test_every_command_stands_in_the_readme(name: str) -> None:
-    readme = Path(__file__).parents[1] / "README.md"
-    assert f"autoconv {name}" in readme.read_text()
-
-
-def test_every_variable_stands_in_the_readme() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for variable in [*settings.VARIABLES, "AUTOCONV_PATCH", "AUTOCONV_LOG", "AUTOCONV_BACKEND", "AUTOCONV_PYTHON"]:
-        assert f"`{variable}`" in readme
 
 
 def test_the_version() -> None:
@@ -359,7 +347,7 @@ def test_the_doctor_tells_what_there_is_and_what_is_slow(database: Path) -> None
     assert "1 problems measured here, 0 pending" in findings["database"]["found"]
     assert findings["MLX"]["advice"] == ""
     slow = environment.of(mx.default_device()).backend == "cpu"
-    assert bool(findings["ceilings"]["advice"]) is slow
+    assert ("BLAS" in findings and bool(findings["BLAS"]["advice"])) is slow
     assert found.exit_code == int(any(f["advice"] for f in findings.values()))
 
 
@@ -373,12 +361,13 @@ def test_the_doctor_finds_a_damaged_database(tmp_path: Path) -> None:
 
 def test_the_doctor_begins_nothing(tmp_path: Path) -> None:
     path = tmp_path / "none.db"
-    assert run("doctor", "--database", str(path)).exit_code == 0
+    found = run("doctor", "--database", str(path))
+    assert "not begun yet" in found.output
     assert not path.exists()
 
 
 def test_the_doctor_finds_two_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_is_installed", lambda name: name in {"mlx-cpu", "mlx-cuda-13"})
+    monkeypatch.setattr(machine, "_is_installed", lambda name: name in {"mlx-cpu", "mlx-cuda-13"})
     findings = {f.about: f for f in doctor.examine(settings.current(), mx.default_device())}
     assert "uninstall" in findings["backends"].advice
 

@@ -20,6 +20,7 @@ from typing import Any, NoReturn, cast
 import pytest
 from memory import taken
 from replay import Benches, ReplayBench, Run, VirtualClock, nothing_is_timed, registry, replayed
+from tolerance import SLACK
 
 from autoconv import device_lock, dispatch, environment, measurer, settings
 from autoconv._backend import mx
@@ -1079,7 +1080,7 @@ def test_a_call_under_a_limit_takes_no_more_than_that(compiled: bool, monkeypatc
     output = run(input, weight)
     mx.eval(output)
     assert taken(lambda: run(input, weight)) <= limit
-    assert mx.allclose(output, expected, rtol=1e-4, atol=1e-3)
+    assert mx.allclose(output, expected, rtol=SLACK * 1e-4, atol=SLACK * 1e-3)
 
 
 def test_a_real_device_is_qualified_timed_and_remembered(

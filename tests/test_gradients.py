@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from reference import Array, convolve, input_gradient, weight_gradient
 from strategies import decomposed_problems, problems
 from test_algorithms import BACKENDS, BOUND, FIXED, WRONG_IN_MLX, host, off, random_array
+from tolerance import SLACK
 
 import autoconv
 from autoconv import accuracy, algorithms, environment
@@ -444,7 +445,7 @@ def loss_of(convolve: Callable[..., mx.array], **arguments: Any) -> Loss:
 
 def close(found: Any, expected: Any) -> None:
     for f, e in zip(found, expected, strict=True):
-        np.testing.assert_allclose(host(f), host(e), rtol=1e-3, atol=1e-4 * float(mx.abs(e).max()))
+        np.testing.assert_allclose(host(f), host(e), rtol=SLACK * 1e-3, atol=SLACK * 1e-4 * float(mx.abs(e).max()))
 
 
 TAKEN: dict[str, Callable[[Loss], tuple[mx.array, ...]]] = {
@@ -654,8 +655,8 @@ def test_groups_can_be_trained(policy: str) -> None:
     with autoconv.using(gradients=True, policy=policy):
         _, found = mx.vjp(lambda x, w: autoconv.conv3d(x, w, padding=1, groups=2), [x, w], [cotangent])
     a, b, c = host(x), host(w), host(cotangent)
-    np.testing.assert_allclose(host(found[0]), input_gradient(a, b, c, problem), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(host(found[1]), weight_gradient(a, b, c, problem), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(host(found[0]), input_gradient(a, b, c, problem), rtol=SLACK * 1e-3, atol=SLACK * 1e-3)
+    np.testing.assert_allclose(host(found[1]), weight_gradient(a, b, c, problem), rtol=SLACK * 1e-3, atol=SLACK * 1e-3)
 
 
 # Decisions

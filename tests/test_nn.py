@@ -13,6 +13,7 @@ import mlx.nn as _layers
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from tolerance import SLACK
 
 import autoconv
 import autoconv.nn
@@ -52,7 +53,7 @@ def input(seed: int = 0) -> mx.array:
 
 def check(made: Any, x: mx.array) -> None:
     expected = mx.conv3d(x, made.weight, padding=1) + made.bias
-    np.testing.assert_allclose(np.asarray(made(x)), np.asarray(expected), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(made(x)), np.asarray(expected), rtol=SLACK * 1e-4, atol=SLACK * 1e-5)
 
 
 def derivations(made: Any, monkeypatch: pytest.MonkeyPatch) -> list[object]:
@@ -148,7 +149,7 @@ def test_it_trains() -> None:
         results = [layers.value_and_grad(m, loss)(m, x) for m in (made, theirs)]
         for name, gradient in named(results[0][1]).items():
             other = named(results[1][1])[name]
-            np.testing.assert_allclose(np.asarray(gradient), np.asarray(other), rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(np.asarray(gradient), np.asarray(other), rtol=SLACK * 1e-3, atol=SLACK * 1e-3)
         for m, (_, gradients) in zip((made, theirs), results, strict=True):
             m.update({n: m[n] - 0.01 * g for n, g in named(gradients).items()})
 
@@ -161,7 +162,7 @@ def test_a_compiled_layer_follows_its_state() -> None:
     made.weight = made.weight * 3
     made.bias = mx.zeros_like(made.bias)
     second = run(input())
-    np.testing.assert_allclose(np.asarray(second), np.asarray(3 * first), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(second), np.asarray(3 * first), rtol=SLACK * 1e-4, atol=SLACK * 1e-4)
     check(made, input())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from tolerance import SLACK
 
 import autoconv
 import autoconv.nn
@@ -58,7 +59,7 @@ def operations(array: mx.array) -> str:
 
 def close(found: mx.array, expected: mx.array) -> None:
     assert found.shape == expected.shape
-    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=SLACK * 1e-4, atol=SLACK * 1e-4)
 
 
 def ours(x: mx.array, w: mx.array) -> mx.array:

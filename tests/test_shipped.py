@@ -21,6 +21,7 @@ from autoconv.knowledge import Knowledge, Question
 from autoconv.problem import Kind, Problem
 from autoconv.record import Record, Status
 from autoconv.report import doctor
+from autoconv.report.finding import Finding
 from autoconv.settings import Settings
 from autoconv.store import MemoryStore, Qualification, Store, open_store
 from autoconv.store.shipped import open_shipped, shipped_folder
@@ -442,7 +443,7 @@ def test_the_doctor_does_not_say_that_none_came_where_one_is_damaged(
     assert finding.found.startswith("damaged cannot be read: ")
 
 
-def shipped_findings(shipped: Mapping[str, Store] | None) -> list[doctor.Finding]:
+def shipped_findings(shipped: Mapping[str, Store] | None) -> list[Finding]:
     found = doctor.examine(settings.from_environment({}), CPU, shipped)
     return [f for f in found if f.about == "shipped database"]
 

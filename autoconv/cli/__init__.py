@@ -9,6 +9,7 @@ import click
 
 from autoconv._version import __version__
 from autoconv.cli._common import Group
+from autoconv.cli.contribute import contribute
 from autoconv.cli.demo import demo
 from autoconv.cli.doctor import doctor
 from autoconv.cli.evaluate import evaluate
@@ -36,5 +37,5 @@ def _show_warning(message: Warning | str, category: type[Warning], *_where: Any)
     click.echo(f"{'autoconv' if issubclass(category, AutoconvWarning) else category.__name__}: {message}", err=True)
 
 
-for _command in (demo, run, sweep, train, evaluate, explain, export, import_, doctor):
+for _command in (demo, run, sweep, train, evaluate, explain, export, import_, contribute, doctor):
     main.add_command(_command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from autoconv.report.words import printable
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+
+_STDERR = 2
+"""Its descriptor, whatever `sys.stderr` is."""
 
 
 class Command(click.Command):
@@ -72,6 +77,16 @@ def settings(database: Path | None, **changes: object) -> Any:
 
     chosen = {name: value for name, value in {"database": database, **changes}.items() if value is not None}
     return given.with_changes(given.current(), chosen)
+
+
+def can_ask() -> bool:
+    """Whether somebody can be asked: both ends are a terminal."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def tell_of_stop() -> None:
+    """Say that a first Ctrl-C was heard: in a signal's handler, where what else writes to stderr may be at it."""
+    os.write(_STDERR, b"\nautoconv: ending after the current convolution; once more ends it now\n")
 
 
 def backend_here() -> str:

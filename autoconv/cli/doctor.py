@@ -16,7 +16,9 @@ from autoconv.cli._common import Command, database_option, json_option, settings
 def doctor(database: Path | None, as_json: bool) -> None:
     """Show what this machine has, what is slow about it, where the database lies and whether it is sound.
 
-    Exit code 1 when something needs attention.
+    What needs attention has advice beneath it, and makes the exit code 1: a slow BLAS, a database that is damaged,
+    cannot be written, or that others may write, a full disk, little free memory, backends in each other's way, a cost
+    model that cannot be used, an algorithm that is not right here, a variable that nothing reads.
     """
     from autoconv._backend import mx
     from autoconv.report import doctor as doctors

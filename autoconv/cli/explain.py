@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,12 +65,11 @@ def explain(
     """
     from autoconv import ops
     from autoconv.report import tables
-    from autoconv.report.words import cell
 
     changes = {"accuracy": accuracy, "memory_limit": memory_limit, "database": database}
     chosen: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     found = ops.explain(input_shape, weight_shape, **arguments, **chosen)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
+        click.echo(found.to_json(indent=2))
     else:
-        tables.console().print(*map(cell, found.summary()), found.table(), sep="\n")
+        tables.console().print(found)

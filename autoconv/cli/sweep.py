@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoconv.cli._common import INTERRUPTED, Command, json_option, settings
+from autoconv.cli._common import INTERRUPTED, Command, json_option, settings, tell_of_stop
 from autoconv.cli._foreknown import informed, measured, unchanged
 from autoconv.report.progress import progress
 from autoconv.report.words import printable
@@ -157,7 +155,7 @@ def sweep(
     chosen = settings(database, policy="measure")
     noted = _noted(chosen) if wanted.pending else []
     layers = _layers(wanted, noted)
-    with stopping(_tell_of_stop) as stop:
+    with stopping(tell_of_stop) as stop:
         how = _How(
             chosen, not resume, frozenset(noted), math.inf if time_limit is None else time_limit, stop, on_battery
         )
@@ -201,11 +199,6 @@ class _Swept:
     outcomes: Sequence[Outcome]
     expected: int
     seconds: dict[str, float]
-
-
-def _tell_of_stop() -> None:
-    """In a signal's handler, where what else writes to stderr may be at it."""
-    os.write(sys.stderr.fileno(), b"\nautoconv: ending after the current convolution; once more ends it now\n")
 
 
 def _say(text: str) -> None:

@@ -3,48 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from autoconv import environment, settings
+from autoconv import environment
 from autoconv._backend import mx
 from autoconv._version import __version__
 from autoconv.algorithms import algorithms, places
-from autoconv.algorithms._mlx import MAX_DECOMPOSED_DEPTH
 from autoconv.counsellor import BROKEN, describe
 from autoconv.decision import Limits, choose
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
 from autoconv.kin import are_kin, differences
 from autoconv.model.advisers import Advisers, adviser_for, ceilings_of
+from autoconv.report import machine
+from autoconv.report.finding import Finding
 from autoconv.report.words import cell
 from autoconv.settings import Settings
-from autoconv.store import Store, default_path, open_store
-from autoconv.store.shipped import open_all_shipped
+from autoconv.store import Qualification, Store, default_path, open_store
+from autoconv.store import shipped as came_with
+from autoconv.store.connection import SCHEMA
+from autoconv.store.health import Health, health
 from autoconv.tuning.qualification import fingerprint
 
-SLOW_BLAS_GFLOPS = 20.0
-"""A float32 matrix product slower than this on a CPU is the mark of a reference BLAS."""
+if TYPE_CHECKING:
+    from autoconv.model.card import Card
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that the doctor looked at.
-
-    Attributes:
-        about: What it is.
-        found: What was found.
-        advice: What to do about it; empty where all is well.
-    """
-
-    about: str
-    found: str
-    advice: str = ""
+LOW_DISK_BYTES = 10**8
+"""Room on a database's disk below which the next sweep may not fit."""
 
 
 def examine(
@@ -52,35 +43,46 @@ def examine(
     device: mx.Device,
     shipped: Mapping[str, Store] | None = None,
     advisers: Advisers = adviser_for,
+    environ: Mapping[str, str] = os.environ,
+    probe: Callable[[], float] = machine.blas_gflops,
 ) -> list[Finding]:
-    """Everything worth knowing about this machine and its databases; times nothing, writes nothing.
+    """Everything worth knowing about this machine and its databases; times no convolution, writes nothing.
+
+    What has advice needs attention.
 
     Args:
         chosen: The settings.
         device: The device.
         shipped: Databases that came with the package, by name. Default: those that did.
         advisers: Finds the cost model of an environment. Default: those of the user and of the package.
+        environ: The variables that settings came from.
+        probe: Measures the rate of a CPU's BLAS, which is asked for where no first run did.
     """
     where = environment.of(device)
+    own, qualification = _database(chosen, where)
     if shipped is None:
-        opened, unread = open_all_shipped()
+        opened, unread = came_with.open_all_shipped()
         with contextlib.ExitStack() as stack:
             for store in opened.values():
                 stack.callback(store.close)
             came = [*_unread(unread), *([_shipped(where, opened)] if opened or not unread else [])]
-            model = _model(chosen, where, opened, advisers)
+            came += _shipped_files(set(unread))
+            model = list(_model(chosen, where, opened, advisers))
     else:
-        came, model = [_shipped(where, shipped)], _model(chosen, where, shipped, advisers)
+        came, model = [_shipped(where, shipped)], list(_model(chosen, where, shipped, advisers))
+    known = qualification.ceilings.get("matmul_float32_gflops") if qualification else None
     return [
         Finding("autoconv", __version__),
-        *_mlx(where),
+        *machine.mlx(where),
+        *machine.blas(where, known, probe),
         Finding("environment", f"{where.id}: " + ", ".join(f"{k} {v}" for k, v in where.identity.items())),
         Finding("circumstances", ", ".join(f"{k} {v}" for k, v in where.circumstances.items())),
-        Finding("memory", f"{where.memory_bytes / 1e9:.1f} GB, {environment.free_bytes(where) / 1e9:.1f} GB free now"),
-        Finding("settings", ", ".join(f"{k} {v}" for k, v in settings.as_dict(chosen).items())),
-        *_database(chosen, where),
+        machine.memory(chosen, where),
+        machine.patched(environ),
+        *machine.settings_in_force(chosen, environ),
+        *own,
         *came,
-        model,
+        *model,
     ]
 
 
@@ -101,41 +103,61 @@ def as_dicts(findings: list[Finding]) -> list[dict[str, Any]]:
     return [asdict(finding) for finding in findings]
 
 
-def _mlx(where: Environment) -> Iterator[Finding]:
-    yield Finding("MLX", f"{where.identity['mlx']} on {where}")
-    if where.backend == "metal":
-        rule = f"on Metal it decomposes a 3D convolution with N = 1, KD <= {MAX_DECOMPOSED_DEPTH} and no depth padding"
-    else:
-        rule = f"none on {where.backend}; native is always the 3D convolution"
-    yield Finding("MLX's fixed rule", rule)
-    installed = [name for name in ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13") if _is_installed(name)]
-    if len(installed) > 1:
-        advice = f"uninstall all of {', '.join(installed)}, then install one: they overwrite each other's library file"
-        yield Finding("backends", ", ".join(installed), advice)
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _database(chosen: Settings, where: Environment) -> list[Finding]:
-    """The database, and what it tells of this device."""
+def _database(chosen: Settings, where: Environment) -> tuple[list[Finding], Qualification | None]:
+    """The database, what it tells of this device, and that device's first run; None where there was none."""
     path: Path = chosen.database or default_path()
     if not path.exists():
-        return [Finding("database", f"{path}, not begun yet")]
+        return [Finding("database", f"{path}, not begun yet")], None
     try:
         with contextlib.closing(open_store(path, readonly=True)) as store:
             problems, pending = len(store.problems(where.id)), len(store.pending(where.id))
             others = len(store.environments()) - (where.id in store.environments())
-            measured = list(_measured(store, where))
+            known = store.qualification(where.id, fingerprint(algorithms()))
+        state = health(path)
     except StoreError as error:
-        return [Finding("database", str(error), "move the file away, or name another by AUTOCONV_DATABASE")]
-    found = f"{path}, {path.stat().st_size / 1e6:.1f} MB: {problems} problems measured here, {pending} pending"
-    return [Finding("database", found + (f", {others} other environments" if others else "")), *measured]
+        advice = "move the file away, or name another by AUTOCONV_DATABASE"
+        return [Finding("database", str(error), advice)], None
+    found = f"{path}, {state.bytes / 1e6:.1f} MB: {problems} problems measured here, {pending} pending"
+    found += f", {others} other environments" if others else ""
+    return [Finding("database", found), _file(path, state), *_first_run(known)], known
+
+
+def _file(path: Path, state: Health) -> Finding:
+    """Whether the database's file is sound, and what its owner should do about it if it is not."""
+    found = (
+        f"{state.faults[0] if state.faults else 'sound'}; schema {state.schema} of {SCHEMA}, journal {state.journal}, "
+        f"mode {state.mode:04o}, {state.free_bytes / 1e9:.1f} GB free on its disk"
+    )
+    advice = []
+    if state.faults:
+        advice.append("export what can be read by autoconv export, move the file away, and import that")
+    if not state.writable:
+        advice.append("it cannot be written: measurements last for a process; see to its modes, or set readonly=True")
+    if state.others_write:
+        advice.append(f"others may write what decides your calls: chmod 600 {path}")
+    if state.free_bytes < LOW_DISK_BYTES:
+        advice.append("make room on its disk")
+    return Finding("database file", found, "; ".join(advice))
+
+
+def _shipped_files(unread: Collection[str]) -> Iterator[Finding]:
+    """Whether those that came with the package, and could be opened, are sound."""
+    count = size = 0
+    for path in came_with.shipped_files():
+        if path.stem in unread:
+            continue
+        try:
+            state = health(path, immutable=True)
+        except StoreError as error:
+            yield Finding("shipped files", str(error), "install autoconv anew: it is damaged")
+            continue
+        if state.faults:
+            fault = f"{path.name} is damaged: {state.faults[0]}"
+            yield Finding("shipped files", fault, "install autoconv anew: it is damaged")
+            continue
+        count, size = count + 1, size + state.bytes
+    if count:
+        yield Finding("shipped files", f"{count} databases, {size / 1e6:.1f} MB, sound")
 
 
 def _shipped(where: Environment, shipped: Mapping[str, Store]) -> Finding:
@@ -156,14 +178,28 @@ def _shipped(where: Environment, shipped: Mapping[str, Store]) -> Finding:
     return Finding(about, f"none applies: {'; '.join(far)}")
 
 
-def _model(chosen: Settings, where: Environment, shipped: Mapping[str, Store], advisers: Advisers) -> Finding:
-    """Which cost model applies here, or why none does."""
+def _model(chosen: Settings, where: Environment, shipped: Mapping[str, Store], advisers: Advisers) -> Iterator[Finding]:
+    """Which cost model applies here, or why none does, and how good it is."""
     try:
         found, why = advisers(where, ceilings_of(where, chosen, shipped), chosen)
-        applies = f"{found.name} applies" if found is not None else ""
-        return Finding("cost model", "; ".join(filter(None, (applies, why))))
     except BROKEN as error:
-        return Finding("cost model", f"it cannot be used: {describe(error)}", "train another, or install autoconv anew")
+        yield Finding("cost model", f"it cannot be used: {describe(error)}", "train another, or install autoconv anew")
+        return
+    applies = f"{found.name} applies" if found is not None else ""
+    yield Finding("cost model", "; ".join(filter(None, (applies, why))))
+    card: Card | None = getattr(getattr(found, "model", None), "card", None)
+    if card is not None:
+        yield Finding("its card", _judged(card))
+
+
+def _judged(card: Card) -> str:
+    """How good a model was on networks that it had not seen, in a line."""
+    ways = card.judgements["network"]["all"]  # without which it would not be used
+    auto, native = ways.get("auto", ways["predict"]), ways["native"]
+    return (
+        f"on {auto.problems} problems of networks that it did not see {auto.regret_mean:.1%} slower than the best in "
+        f"the mean, {auto.timed_share:.0%} of shapes timed, where native is {native.regret_mean:.1%} slower"
+    )
 
 
 def _unread(unread: Mapping[str, str]) -> Iterator[Finding]:
@@ -185,9 +221,8 @@ def _worth(store: Store, key: str) -> str:
     return f"{problems} problems measured on such a device, {deciding} decide with this version"
 
 
-def _measured(store: Store, where: Environment) -> Iterator[Finding]:
+def _first_run(known: Qualification | None) -> Iterator[Finding]:
     """What the first run on this device found out."""
-    known = store.qualification(where.id, fingerprint(algorithms()))
     if known is None:
         yield Finding("qualification", "not done yet; the first measurement does it")
         return
@@ -196,12 +231,4 @@ def _measured(store: Store, where: Environment) -> Iterator[Finding]:
     yield Finding("qualification", f"{state}; native beats itself by {known.noise:.1%} at most", advice)
     rates = {name: rate for name, rate in known.ceilings.items() if name.startswith("matmul")}
     others = {name: rate for name, rate in known.ceilings.items() if name not in rates}
-    slow = where.backend == "cpu" and rates.get("matmul_float32_gflops", SLOW_BLAS_GFLOPS) < SLOW_BLAS_GFLOPS
-    yield Finding(
-        "ceilings",
-        ", ".join(f"{name} {value:.3g}" for name, value in (rates | others).items()),
-        f"MLX calls {where.identity['blas']}, a slow BLAS; preloading OpenBLAS (LD_PRELOAD) was measured to be "
-        "tens of times as fast"
-        if slow
-        else "",
-    )
+    yield Finding("ceilings", ", ".join(f"{name} {value:.3g}" for name, value in (rates | others).items()))

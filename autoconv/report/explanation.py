@@ -1,13 +1,15 @@
-"""An explanation: a decision with all that is known about its problem, as a table for people."""
+"""An explanation: a decision with all that is known about its problem, as a table for people, HTML or JSON."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from autoconv.model.counsel import Counsel
@@ -26,6 +28,9 @@ WORDS = ("candidate", "status", "why")
 @dataclass(frozen=True)
 class Explanation:
     """What computes a convolution, and why.
+
+    `print` shows it as plain text, rich's `print` as a table in colour, a notebook as HTML; `as_dict` and `to_json` are
+    for programs.
 
     Attributes:
         problem: The convolution.
@@ -120,6 +125,14 @@ class Explanation:
             "not_measured": [c for c in self.candidates if c not in {v.record.candidate for v in decision.verdicts}],
         }
 
+    def to_json(self, *, indent: int | None = None) -> str:
+        """What `as_dict` has, as JSON text that any reader takes: a number that is infinite is null.
+
+        Args:
+            indent: Spaces a level, as of `json.dumps`. Default: all on one line.
+        """
+        return json.dumps(self.as_dict(), indent=indent, allow_nan=False)
+
     def summary(self) -> list[str]:
         """Lines above the table: the problem, the device, the decision, the limits that candidates were held to, and
         what a cost model says.
@@ -146,6 +159,18 @@ class Explanation:
         for row in self.rows():
             found.add_row(*map(cell, row), style="bold" if row[0] == self.decision.candidate else None)
         return found
+
+    def __rich__(self) -> RenderableType:
+        """What rich prints: the lines of `summary` and the table."""
+        from rich.console import Group
+
+        return Group(*map(cell, self.summary()), self.table())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the same as a piece of HTML."""
+        from autoconv.report.notebook import as_html
+
+        return as_html(self.summary(), COLUMNS, self.rows(), words=WORDS, chosen=self.decision.candidate)
 
     def __str__(self) -> str:
         """The lines of `summary` and a table in plain text."""

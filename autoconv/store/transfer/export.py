@@ -99,7 +99,7 @@ def export(
     with closing(connect(source, readonly=True)) as connection:
         connection.text_factory = text_or_bytes
         _check_target(source, target, force=force)
-        with _replacing(target) as temporary:
+        with replacing(target) as temporary:
             try:
                 if suffix in SQLITE_SUFFIXES:
                     exported = _copy(connection, temporary, selection)
@@ -130,7 +130,7 @@ def _check_target(source: Path, target: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> Iterator[Path]:
     """A new empty file beside the target: it takes its place when the block ends, or goes if it raises."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
