@@ -80,7 +80,7 @@ def database(tmp_path: Path) -> Path:
 CROWD = """
 import json, os, sys, time
 from pathlib import Path
-from replaying import CPU, PROBLEMS, asked, benches, dispatcher
+from replaying import CPU, PROBLEMS, asked, benches, dispatcher, qualify
 
 folder, policy, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
@@ -100,6 +100,11 @@ def work(place):
         time.sleep(0.2 if waiting else 0.0)
     (folder / f"{place}.json").write_text(json.dumps([chosen, [p.key for p in made.problems]]))
 
+# What calls import is there before the forks, and need not be imported by each.
+qualify(folder / "warm.db")
+warm = dispatcher(benches())
+warm.decide(PROBLEMS[0], asked(folder / "warm.db", policy), CPU)
+warm.close()
 children = []
 for place in range(number):
     child = os.fork()
