@@ -142,6 +142,9 @@ class Dispatcher:
             return self._time_in_call(problem, settings, device, kin)
         except TuningError as error:
             why = str(error)
+        found = self._known(problem, settings, where)
+        if found is not None:  # who was timing was at this very problem
+            return found
         self._stores.note(settings, where, problem)
         asked = self._counsel(problem, settings, where) if settings.policy is Policy.AUTO else None
         return self._grounds.without_measurement(problem, settings, where, why, asked)

@@ -11,13 +11,16 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as _layers
 import pytest
+from replay import nothing_is_timed
 
 import autoconv
 import autoconv.nn
-from autoconv import _calls, settings
+from autoconv import _calls, dispatch, settings
+from autoconv.decision import Source
 from autoconv.dispatch import Dispatcher
 from autoconv.errors import AccuracyError, SettingsError, TuningError
 from autoconv.problem import Kind, Problem
+from autoconv.store import open_store
 
 layers: Any = _layers  # which has no types
 
@@ -196,3 +199,27 @@ def test_settings_of_a_call_are_those_it_is_timed_under(monkeypatch: pytest.Monk
 
     assert autoconv.prepare(function).shapes == 2
     assert sorted(seen) == ["native", "strict"]
+
+
+def test_what_a_shipped_database_decides_is_known_and_not_timed(qualified: Path, tmp_path: Path) -> None:
+    autoconv.prepare(autoconv.conv3d, X, W, padding=1)
+    dispatch.forget()
+    shipped = open_store(qualified.rename(tmp_path / "shipped.db"), readonly=True)
+    dispatch._dispatcher = Dispatcher(bench=nothing_is_timed, shipped=lambda: {"shipped": shipped})
+    assert autoconv.prepare(autoconv.conv3d, X, W, padding=1) == autoconv.Preparation(1, 0, 1, 0, 0)
+    assert autoconv.explain(X, W, padding=1).decision.source is Source.SHIPPED
+
+
+def test_what_cannot_be_timed_costs_only_itself_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    tune = Dispatcher.tune
+
+    def some(self: Dispatcher, problem: Problem, *arguments: Any, **options: Any) -> Any:
+        if problem.input_shape == SMALL.shape:
+            msg = "there is no room"
+            raise TuningError(msg)
+        return tune(self, problem, *arguments, **options)
+
+    monkeypatch.setattr(Dispatcher, "tune", some)
+    done = autoconv.prepare(lambda: [autoconv.conv3d(x, W) for x in (SMALL, X)])
+    assert (done.shapes, done.tuned, done.failed, len(done.reasons)) == (2, 1, 1, 1)
+    assert done.reasons[0].endswith("there is no room")

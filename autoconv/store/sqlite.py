@@ -66,8 +66,11 @@ def default_path() -> Path:
     """
     import platformdirs
 
-    folder = Path(platformdirs.user_data_dir("autoconv"))
-    if not folder.is_absolute():  # it begins with `~`, and would be made in the working folder
+    try:
+        folder = Path(platformdirs.user_data_dir("autoconv"))
+    except RuntimeError:  # as its newer versions have it
+        folder = Path()
+    if not folder.is_absolute():  # else it begins with `~`, which would be made in the working folder
         msg = "there is no home folder for autoconv.db: name a file in AUTOCONV_DATABASE"
         raise StoreError(msg)
     return folder / "autoconv.db"

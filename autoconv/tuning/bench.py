@@ -24,6 +24,9 @@ from autoconv.tuning.verification import Verdict
 Clock = Callable[[], float]
 """Seconds since some moment."""
 
+RESOLUTION_S = 1e-9
+"""What a sample takes at least: clocks of virtual machines were seen to stand still, and to be set back."""
+
 FAILURES = (Exception,)
 """What a candidate may raise: anything, as anyone may have written it. Ctrl-C and an exit are not its own, and pass."""
 
@@ -193,7 +196,7 @@ class DeviceBench:
             elapsed = self._clock() - start
             self.run_s += elapsed
             entry.last = output if self._has_room_for(output) else self._check(output)
-        return elapsed / repetitions
+        return max(elapsed / repetitions, RESOLUTION_S)
 
     def _has_room_for(self, one_more: mx.array) -> bool:
         """Whether an array of that size can be held beside the results that are yet to be checked."""

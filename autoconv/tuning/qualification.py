@@ -21,7 +21,7 @@ from autoconv.errors import DeviceLostError
 from autoconv.problem import ITEM_BYTES, Kind, Problem
 from autoconv.rank_sum import ratio
 from autoconv.store.contract import Qualification
-from autoconv.tuning.bench import FAILURES, Bench, Clock, DeviceBench, timing_stream
+from autoconv.tuning.bench import FAILURES, RESOLUTION_S, Bench, Clock, DeviceBench, timing_stream
 from autoconv.tuning.tuner import MIN_SAMPLE_S
 from autoconv.tuning.verification import Verdict
 
@@ -246,7 +246,7 @@ class Qualifier:
             start = self._clock()
             mx.eval(run())
             best = min(best, self._clock() - start)
-        return best / CHAIN
+        return max(best / CHAIN, RESOLUTION_S)
 
 
 def _chain(step: Callable[[mx.array], mx.array], start: mx.array) -> mx.array:
