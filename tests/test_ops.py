@@ -592,7 +592,7 @@ def test_a_known_shape_asks_nobody(
         (autoconv.conv_general, {"padding": [[1, 0, 0], (0, 0, 1)], "flip": True}),
         (autoconv.conv_general, {"padding": [[1], [0]]}),
     ],
-    ids=repr,
+    ids=["conv3d", "lists", "a pair of lists", "a list of both", "short ones"],
 )
 def test_lists_are_looked_up_as_tuples_are(
     function: Callable[..., mx.array], arguments: Arguments, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from reference import convolve, input_gradient, weight_gradient
 import autoconv
 from autoconv import environment
 from autoconv.algorithms import candidates
+from autoconv.dispatch import Dispatcher
 from autoconv.problem import MAX_ELEMENTS, Problem
 
 PROBLEM = Problem.parse((2, 5, 4, 6, 4), (4, 3, 3, 3, 4), padding=1)
@@ -148,21 +149,24 @@ def test_too_little_for_one_output_is_refused_in_mlx_s_words(shape: tuple[int, .
 HUGE = (1, 40, 1024, 1024, 64)  # 2.7e9 elements
 
 
-@pytest.mark.parametrize("policy", ["predict", "record"])
-def test_past_the_index_range_an_unknown_shape_is_native_and_nothing_is_made(policy: str) -> None:
+@pytest.mark.parametrize("policy", ["auto", "measure", "predict", "record"])
+def test_past_the_index_range_what_cannot_be_cut_is_native_untimed_and_nothing_is_made(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By shapes alone: the input is one number that stands for all, and nothing is evaluated."""
+    monkeypatch.setattr(Dispatcher, "_measure", lambda *_, **__: pytest.fail("something is timed"))
     x, w = mx.broadcast_to(mx.array(1.0), HUGE), mx.zeros((8, 3, 3, 3, 64))
     assert x.size > MAX_ELEMENTS
     before, taken = autoconv.statistics(), mx.get_active_memory()
-    found = autoconv.conv3d(x, w, padding=1, policy=policy)
+    found = autoconv.conv3d(x, w, padding=1, policy=policy, memory_limit=1000)
     assert found.shape == (*HUGE[:4], 8)
     assert autoconv.statistics()["native"] == before["native"] + 1
     assert autoconv.statistics()["measured"] == before["measured"]
     assert mx.get_active_memory() - taken < 1e6
 
 
-def test_past_the_index_range_all_but_native_is_offered_in_chunks() -> None:
-    told = autoconv.explain(HUGE, (8, 3, 3, 3, 64), padding=1, memory_limit="100GB")
+def test_past_the_index_range_every_way_is_offered_in_chunks() -> None:
+    told = autoconv.explain(HUGE, (8, 3, 3, 3, 64), padding=1, memory_limit=10**16)  # which is no reason to cut
     in_parts = [name for name in told.candidates if any(key in name for key in ("clips=", "frames=", "rows="))]
     assert {name.partition("(")[0] for name in in_parts} >= {"native", "kd_decomposition", "depth_concat"}
     assert told.decision.candidate == "native"
