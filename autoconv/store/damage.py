@@ -80,10 +80,9 @@ def is_damaged(file: Path) -> bool:
         with closing(connections._open(file, "mode=ro")) as connection:
             connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS_AT_ONCE)
             schema = schema_of(connection, file)
-            state = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if schema:
                 check_schema(connection, file, schema)
-            return bool(state != "ok")
+            return bool(connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",))
     except FAILURES as error:
         _log.debug("a look at %s: %s", file, error)
         return is_damage(error)
