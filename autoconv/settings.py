@@ -184,6 +184,9 @@ def _database(value: object) -> Path | None:
     if not isinstance(value, (str, os.PathLike)):
         msg = f"database must be a file's path; got {value!r}"
         raise SettingsError(msg)
+    if "\0" in str(value):
+        msg = f"database must be a file's path, and no path has a NUL; got {str(value)!r}"
+        raise SettingsError(msg)
     try:
         return Path(value).expanduser()
     except RuntimeError as error:

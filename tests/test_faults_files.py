@@ -6,7 +6,6 @@ Root may write everywhere: so that these tests can fail, it becomes another user
 from __future__ import annotations
 
 import json
-import math
 import os
 import resource
 import shutil
@@ -21,14 +20,13 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from faults import NOBODY, Told, as_nobody, aside, convolve, flip, limited, once_measured, problem
+from faults import NOBODY, Told, as_nobody, aside, convolve, flip, limited, once_measured, problem, recall_first_run
 from old_schemas import first_schema
 
 import autoconv
-from autoconv import _calls, dispatch, environment, measurer
+from autoconv import _calls, dispatch, environment
 from autoconv.settings import current
-from autoconv.store import Qualification, connection, open_store
-from autoconv.tuning.qualification import Qualifier
+from autoconv.store import connection, open_store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,16 +36,7 @@ def file(qualified_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """A database that knows the device, in a folder of the user that this process is now."""
     convolve(3, policy="off")
     dispatch.dispatcher()
-    with closing(open_store(qualified_database, readonly=True)) as store:
-        known = store.qualifications()
-
-    class Recalled(Qualifier):
-        """A first run that is over at once, since what it found is known."""
-
-        def advance(self, limit_s: float = math.inf) -> Qualification:
-            return known[0]
-
-    monkeypatch.setattr(measurer, "Qualifier", Recalled)
+    recall_first_run(qualified_database, monkeypatch)
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         file = Path(shutil.copy(qualified_database, Path(folder) / "autoconv.db"))
         monkeypatch.setattr(tempfile, "tempdir", folder)

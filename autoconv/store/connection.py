@@ -16,6 +16,7 @@ from pathlib import Path
 
 from autoconv.device_lock import hold
 from autoconv.errors import DamagedError, SchemaError, StoreError
+from autoconv.store.schema import check_schema
 
 APPLICATION_ID = int.from_bytes(b"aCnv")
 """What marks a SQLite file as ours: https://sqlite.org/pragma.html#pragma_application_id."""
@@ -34,6 +35,9 @@ HURRIED_SECONDS = 0.05
 
 POLL_SECONDS = 0.002
 """How often a process that waits for its turn to write asks for it."""
+
+MAX_VALUE = 16_000_000
+"""Longest value and row, in bytes, so that damage takes no more memory; ours have some thousand."""
 
 FAILURES = (sqlite3.Error, OSError, OverflowError, UnicodeDecodeError)
 """What goes wrong with a file; the last where SQLite's message quotes damage that is no text."""
@@ -195,6 +199,8 @@ def _connect(file: Path) -> sqlite3.Connection:
         connection = _open(file, "mode=rw")
         try:
             number = schema_of(connection, file)
+            if number:
+                check_schema(connection, file, number)
             if _prefer_wal(connection, file):
                 # Safe against a kill; a loss of power may cost the last transactions, never the database.
                 connection.execute("PRAGMA synchronous = NORMAL")
@@ -229,6 +235,7 @@ def _checked(connection: sqlite3.Connection, file: Path) -> sqlite3.Connection:
             state = f"has schema {number}, older than {READABLE}" if number else "is empty"
             msg = f"{file} {state}: open it for writing once, or name another in AUTOCONV_DATABASE"
             raise SchemaError(msg)
+        check_schema(connection, file, number)
     except BaseException:
         connection.close()
         raise
@@ -244,6 +251,7 @@ def _open(file: Path, query: str) -> sqlite3.Connection:
         check_same_thread=False,
     )
     try:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
         if sys.version_info >= (3, 12):
             connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
         connection.execute("PRAGMA trusted_schema = OFF")

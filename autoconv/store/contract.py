@@ -95,8 +95,8 @@ class Store(Protocol):
         `detail` is cut to `MAX_DETAIL` characters. An `origin` that is not known yet is made known.
 
         Raises:
-            ValueError: a record is of another problem, a sample is negative or not finite, `error` is NaN, or
-                `created` is not finite.
+            ValueError: a record is of another problem or has too many samples, a sample is negative or not finite,
+                `error` is NaN, or `created` is not finite.
         """
         ...
 

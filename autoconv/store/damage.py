@@ -9,18 +9,17 @@ What it held is not carried over. SQLite's own `.recover` may find some of it; a
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
-import sqlite3
 import stat
 import time
 from contextlib import closing
 from pathlib import Path
 
-from autoconv.errors import SchemaError
+from autoconv.errors import DamagedError, SchemaError
 from autoconv.store import connection as connections
-from autoconv.store.connection import APPLICATION_ID, FAILURES, SCHEMA, failure, is_damage, is_ours, schema_of, turn
+from autoconv.store.connection import FAILURES, failure, is_damage, is_ours, schema_of, turn
+from autoconv.store.schema import check_schema
 
 Identity = tuple[int, int]
 """Device and number of a file: what tells it from another of the same name."""
@@ -81,11 +80,14 @@ def is_damaged(file: Path) -> bool:
         with closing(connections._open(file, "mode=ro")) as connection:
             connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS_AT_ONCE)
             schema = schema_of(connection, file)
-            state = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            return state != "ok" or (schema == SCHEMA and not _schema(connection) >= _own_schema())
+            if schema:
+                check_schema(connection, file, schema)
+            return bool(connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",))
     except FAILURES as error:
         _log.debug("a look at %s: %s", file, error)
         return is_damage(error)
+    except DamagedError:
+        return True
     except SchemaError:
         return False  # another program's, or a newer version's
 
@@ -113,18 +115,3 @@ def _rename(file: Path) -> Path | None:
         os.rename(file, aside)
         return aside
     return None
-
-
-def _schema(connection: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
-    """Tables, indices and views; but not those that SQLite and sqlite-utils keep for themselves, as they like."""
-    return frozenset(connection.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT GLOB '*sqlite_*'"))
-
-
-@functools.cache
-def _own_schema() -> frozenset[tuple[str, str, str]]:
-    """What a new database of ours has."""
-    from autoconv.store.migrations import migrate
-
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        migrate(connection, APPLICATION_ID, SCHEMA)
-        return _schema(connection)

@@ -32,6 +32,9 @@ QUALIFICATION_COLUMNS = ("passed", "barred", "noise", "ceilings", "created")
 MODEL_COLUMNS = ("backend", "file", "sha256", "environment", "problems", "created")
 """Columns of the models table that `model_of` reads, in its order."""
 
+MAX_SAMPLES = 2_000
+"""Most samples of a record, whose tuner takes some twenty; every one is compared with every one of another."""
+
 Candidate = tuple[str, int, str]
 """Algorithm, version and parameters."""
 
@@ -50,13 +53,16 @@ def checked(problem: Problem, record: Record) -> Record:
     """The record as a store keeps it: plain floats, `detail` cut to MAX_DETAIL characters and encodable.
 
     Raises:
-        ValueError: it is of another problem, a sample is negative or not finite, its error is NaN, or `created` is not
-            finite.
+        ValueError: it is of another problem or has too many samples, a sample is negative or not finite, its error is
+            NaN, or `created` is not finite.
     """
     if record.problem != problem.key:
         msg = f"a record of {record.problem!r} cannot be added to {problem.key!r}"
         raise ValueError(msg)
     samples = tuple(map(float, record.samples_us))
+    if len(samples) > MAX_SAMPLES:
+        msg = f"{len(samples)} samples of {record.candidate} are more than {MAX_SAMPLES}"
+        raise ValueError(msg)
     if not all(0 <= sample < math.inf for sample in samples):
         msg = f"samples must be finite and not negative, got {samples} for {record.candidate}"
         raise ValueError(msg)
@@ -129,8 +135,8 @@ def samples_of(text: str) -> tuple[float, ...]:
         ValueError, RecursionError, StopIteration: it lists none, or one is negative or not finite.
     """
     samples, end = _scan(text, 0)
-    if type(samples) is not list or end != len(text):
-        msg = "samples are no list"
+    if type(samples) is not list or end != len(text) or len(samples) > MAX_SAMPLES:
+        msg = "samples are no list, or too long a one"
         raise ValueError(msg)
     if not samples:
         return ()

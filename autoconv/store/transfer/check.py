@@ -23,9 +23,6 @@ MAX_NAME = 500
 MAX_OBJECT = 20_000
 """Longest identity, circumstances and other JSON of an entry, in characters; longest fingerprint as well."""
 
-MAX_SAMPLES = 2_000
-"""Most samples of a record."""
-
 MAX_AHEAD_S = 86_400.0
 """How far another machine's clock may be ahead, in seconds."""
 
@@ -231,8 +228,9 @@ def _samples(value: object) -> tuple[float, ...]:
     except (ValueError, TypeError, OverflowError, RecursionError, StopIteration):
         raise RefusedError(reason, value) from None
     # No sum with NaN among them is within the bound.
-    if len(samples) > MAX_SAMPLES or (
-        samples and not (min(samples) > 0 and max(samples) <= MAX_TIME_US and sum(samples) <= MAX_SAMPLES * MAX_TIME_US)
+    if len(samples) > rows.MAX_SAMPLES or (
+        samples
+        and not (min(samples) > 0 and max(samples) <= MAX_TIME_US and sum(samples) <= rows.MAX_SAMPLES * MAX_TIME_US)
     ):
         raise RefusedError(reason, value)
     return samples
