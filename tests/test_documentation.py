@@ -69,6 +69,14 @@ def test_readme_is_one_page() -> None:
     assert len(text_of(README).splitlines()) <= 220
 
 
+def test_every_test_that_a_promise_names_is_there() -> None:
+    named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", text_of(ROOT / "docs" / "guarantees.md"))
+    assert len(named) > 50
+    for file, test in named:
+        defined = f"\ndef {test}(" if test else "\ndef test_"
+        assert defined in text_of(ROOT / "tests" / file), f"{file}::{test}"
+
+
 # Commands
 
 
