@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -375,6 +376,38 @@ def test_only_the_latest_writes_are_remembered(file: Path, monkeypatch: pytest.M
             store.add(PROBLEMS[1], [result(str(number), PROBLEMS[1])])
         os.rename(file, file.with_name("moved"))
         assert [record.run for record in store.records("env", PROBLEMS[1])] == ["2", "3"]
+
+
+def test_of_many_threads_that_find_the_damage_at_once_none_loses_anything(file: Path) -> None:
+    told: list[str] = []
+    failures: list[BaseException] = []
+    damaged = threading.Barrier(5, timeout=60)
+
+    def work(name: str) -> None:
+        try:
+            store.add(PROBLEMS[1], [result(f"{name} early", PROBLEMS[1])])
+            damaged.wait()
+            damaged.wait()
+            for number in range(20):
+                store.add(PROBLEMS[1], [result(f"{name} {number}", PROBLEMS[1])])
+        except BaseException as error:  # noqa: BLE001 - told by the assertion below
+            failures.append(error)
+
+    with closing(MendingStore(file, tell=told.append)) as store:
+        threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        damaged.wait()
+        alter(file, "PRAGMA wal_checkpoint(TRUNCATE)")
+        spoil(file)
+        damaged.wait()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert len(told) == 1
+    assert sorted(runs(file, PROBLEMS[1])) == sorted(
+        f"{name} {which}" for name in "abcd" for which in ("early", *range(20))
+    )
 
 
 MANY = f"""

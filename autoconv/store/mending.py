@@ -171,8 +171,12 @@ class MendingStore:
             self._store.close()
 
     def _write(self, write: Write) -> None:
+        before = self._current()
         self._ask(write.do)
         self._known.append(write)
+        # Another thread may have begun the file anew after this was written, and before it was known.
+        if self._store is not before:
+            write.again(self._store)
 
     def _ask(self, ask: Callable[[Store], _T]) -> _T:
         """What the store answers; where it is damaged or was changed for another meanwhile, what the new one does."""
@@ -182,8 +186,9 @@ class MendingStore:
         except DamagedError as error:
             self._mend(store, error)
         except StoreError:
-            if self._closed or store is self._store:
-                raise
+            with self._lock:  # it may be that another thread closed it, to begin it anew
+                if self._closed or store is self._store:
+                    raise
         return ask(self._store)
 
     def _current(self) -> Store:
