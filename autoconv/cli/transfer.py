@@ -72,13 +72,13 @@ def export(
         raise click.UsageError(msg)
     if rule:
         export_rule(
-            out, Selection(device, environment, _problems(networks) if networks else None), backend, database, force
+            out, Selection(device, environment, network_problems(networks) if networks else None), backend, database, force
         )
         return
     if card and out.suffix.lower() not in SQLITE_SUFFIXES:
         msg = f"--card goes with a database: name a file with suffix {' or '.join(SQLITE_SUFFIXES)}"
         raise click.UsageError(msg)
-    selection = Selection(device, environment, _problems(networks) if networks else None)
+    selection = Selection(device, environment, network_problems(networks) if networks else None)
     source = _database(database)
     with progress_of("exporting") as tell:
         exported = write(source, out, selection=selection, force=force, tell=tell)
@@ -124,7 +124,7 @@ def _database(database: Path | None) -> Path:
     return Path(settings(database).database or default_path())
 
 
-def _problems(networks: Sequence[str]) -> list[Any]:
+def network_problems(networks: Sequence[str]) -> list[Any]:
     """The convolutions of packaged workloads, of networks in them, and of workload files."""
     from autoconv.sweep import packaged_workloads, read_workload
 
