@@ -15,7 +15,7 @@ from autoconv.algorithms import algorithms
 from autoconv.counsellor import BROKEN, describe
 from autoconv.environment import Environment
 from autoconv.settings import Settings
-from autoconv.store import Store
+from autoconv.store import MemoryStore, Store
 
 if TYPE_CHECKING:
     from autoconv.model.choices import Choice
@@ -76,12 +76,16 @@ def _told(model: CostModel, where: Environment, stores: Sequence[Store]) -> dict
 
 
 def _examples(stores: Sequence[Store], where: Environment) -> list[Example]:
-    from autoconv.model.examples import distinct
+    from autoconv.model.examples import read
 
-    named = {str(place): store for place, store in enumerate(stores)}
-    among = distinct(named, where.backend, tuple(algorithms()))
-    found = [example for _, example in among if example.device.environment == where.id]
-    return found[:: max(1, -(-len(found) // MOST))]
+    places = [(store, problem) for store in stores for problem in store.problems(where.id)]
+    some = MemoryStore()  # as an example of every problem takes a millisecond
+    some.add_environment(where.id, where.identity, where.circumstances)
+    for qualification in (q for store in stores for q in store.qualifications() if q.environment == where.id):
+        some.qualify(qualification)
+    for store, problem in places[:: max(1, -(-len(places) // MOST))]:
+        some.add(problem, store.records(where.id, problem))
+    return list(read(some, where.backend, tuple(algorithms())))
 
 
 def _curves(model: CostModel, examples: Sequence[Example]) -> dict[str, list[float]]:

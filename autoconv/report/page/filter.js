@@ -5,6 +5,8 @@ const SELECTS = [
   ["winner", "Winner"], ["algorithm", "Tried"], ["source", "Source"],
 ];
 
+const LONG = new Set(["network", "environment"]);
+
 /** A filter over the data. `rows` are the numbers of the problems that pass; `set` changes it and tells `changed`. */
 function makeFilter(data, changed) {
   const state = { network: "", environment: "", dtype: "", kind: "", kernel: "", winner: "", algorithm: "", source: "", least: "", most: "", search: "" };
@@ -107,7 +109,7 @@ function makeFilterForm(data, filter) {
       select.append(make("option", { value }, `${name === "kind" ? words(text) : text}${count ? ` (${whole(count)})` : ""}`));
     }
     fields[name] = select;
-    form.append(make("label", {}, title, select));
+    form.append(make("label", LONG.has(name) ? { class: "long" } : {}, title, select));
   }
   let waiting = 0;
   const typed = (name, attributes) => {
@@ -122,8 +124,8 @@ function makeFilterForm(data, filter) {
   form.append(make("label", {}, "Speed-up, from and to", make("span", { class: "range" },
     typed("least", { ...number, placeholder: "from", "aria-label": "Least speed-up" }),
     typed("most", { ...number, placeholder: "to", "aria-label": "Greatest speed-up" }))));
-  form.append(make("label", {}, "Search", typed("search", { type: "search", placeholder: "shape, layer, winner" })));
-  form.append(make("button", { type: "button", id: "reset", onclick: () => filter.clear() }, "Reset"));
+  form.append(make("label", { class: "long" }, "Search", typed("search", { type: "search", placeholder: "shape, layer, winner" })));
+  form.append(make("button", { type: "button", id: "reset", class: "short", onclick: () => filter.clear() }, "Reset"));
   form.addEventListener("submit", (event) => event.preventDefault());
   return () => {
     for (const [name, field] of Object.entries(fields)) {

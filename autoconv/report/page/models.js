@@ -20,7 +20,7 @@ function modelSection({ data, redraw }) {
   const element = make("section", { class: "card wide", id: "model" }, make("h2", {}, "Cost model"), head,
     ...(names.length > 1 ? [make("div", { class: "controls" }, choice.element)] : []));
   const model = () => data.models[Number(choice.value)];
-  const list = make("ul", { class: "legend" });
+  const list = make("ul", { class: "legend ways" });
 
   const bars = makeFigure("regret", "Regret by way", { controls: [split.element] });
   bars.draw = () => {
@@ -31,9 +31,9 @@ function modelSection({ data, redraw }) {
     const order = Object.keys(WAYS).filter((way) => way in ways);
     const { problems } = ways[order[0]] ?? { problems: 0 };
     bars.say(order.length ? `From its card: ${whole(problems)} problems that it had not seen. Time of the choice over the best's, less one.` : "");
-    const trace = (of, name, pattern) => ({ type: "bar", name, x: order, y: order.map((way) => ways[way][of]), marker: { color: order.map((way) => WAYS[way][1]), opacity: pattern ? 0.45 : 1 }, customdata: order, text: order.map((way) => share(ways[way][of], 1)), textposition: "outside", cliponaxis: false, textfont: { size: 10 } });
+    const trace = (of, name, pattern) => ({ type: "bar", name, x: order, y: order.map((way) => ways[way][of]), marker: { color: order.map((way) => WAYS[way][1]), opacity: pattern ? 0.45 : 1 }, customdata: order, text: order.map((way) => share(ways[way][of], 1)), textposition: "outside", cliponaxis: false, textfont: { size: 10 }, constraintext: "none", textangle: 0 });
     draw(bars, order.length ? [trace("regret_mean", "mean", false), trace("regret_p95", "95th percentile", true)] : [], {
-      barmode: "group", margin: { l: 54, r: 10, t: 20, b: 46 }, yaxis: { tickformat: ".0%", title: { text: "regret: mean, and paler the 95th percentile", standoff: 12 }, rangemode: "tozero" }, xaxis: { title: {}, showgrid: false },
+      barmode: "group", margin: { l: 54, r: 10, t: 20, b: 62 }, yaxis: { tickformat: ".0%", title: { text: "mean, and paler 95th percentile", standoff: 12 }, rangemode: "tozero" }, xaxis: { title: {}, showgrid: false, tickangle: -35 },
     }, {
       none: "No model, no card.",
       tell: ({ customdata }) => { const of = ways[customdata]; return `${WAYS[customdata][0]}\nmean ${share(of.regret_mean, 2)}, 95th ${share(of.regret_p95, 1)}, worst ${share(of.regret_worst)}\nslower than native by over 2% on ${share(of.worse_share, 2)}; ${share(of.captured, 1)} of the gain captured; ${share(of.timed_share, 1)} timed`; },
@@ -41,7 +41,6 @@ function modelSection({ data, redraw }) {
   };
 
   const curves = makeFigure("curves", "Regret, problem by problem");
-  curves.element.append(list);
   curves.draw = () => {
     const found = model();
     const order = Object.keys(WAYS).filter((way) => found.curves?.[way]);
@@ -62,7 +61,7 @@ function modelSection({ data, redraw }) {
     calibration.say(found.length ? "From its card: how often an interval was to hold, and held, on networks held out. On or above the line is well." : "");
     draw(calibration, found.length ? [
       { type: "scatter", mode: "lines", x: [least, 1], y: [least, 1], line: { color: colour("muted"), dash: "dot", width: 1 }, customdata: [null, null] },
-      { type: "scatter", mode: "markers+text", x: found.map((each) => each.nominal), y: found.map((each) => each.seen), text: found.map((each) => each.interval), textposition: found.map((each) => (each.nominal > 0.97 ? "bottom left" : "bottom right")), marker: { size: 12, color: colour("accent") }, customdata: found.map((_, i) => i), cliponaxis: false },
+      { type: "scatter", mode: "markers+text", x: found.map((each) => each.nominal), y: found.map((each) => each.seen), text: found.map((each) => each.interval), textposition: found.map((each) => ({ question: "top left", best: "bottom right" })[each.interval] ?? "top left"), marker: { size: 12, color: colour("accent") }, customdata: found.map((_, i) => i), cliponaxis: false },
     ] : [], {
       xaxis: { title: { text: "was to hold", standoff: 12 }, tickformat: ".0%", range: [least, 1.01] }, yaxis: { title: { text: "held", standoff: 12 }, tickformat: ".0%", range: [least, 1.01] },
     }, {
@@ -71,6 +70,6 @@ function modelSection({ data, redraw }) {
     });
   };
   const figures = [bars, curves, calibration];
-  element.append(make("div", { class: "figures" }, ...figures.map((figure) => figure.element)));
+  element.append(make("div", { class: "figures three" }, ...figures.map((figure) => figure.element)), list);
   return { element, figures };
 }

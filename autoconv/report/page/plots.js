@@ -2,7 +2,7 @@
 
 const MOST_SVG = 6000; // points past which WebGL draws them, where there is any
 const MOST_GL = 60000; // points past which some are left out, evenly, and that is said
-const TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
+const TICKS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000];
 
 /** Whether WebGL draws here: without a graphics driver it may not. */
 const hasGl = (() => {
@@ -52,9 +52,12 @@ function layoutOf(changes) {
 const CONFIG = { displaylogo: false, responsive: true, displayModeBar: false, doubleClick: "reset" };
 
 /** A logarithmic axis with ticks that people read. */
-const logAxis = (title, tick = (value) => String(value), values = TICKS) => ({
-  type: "log", title: { text: title, standoff: 12 }, tickvals: values, ticktext: values.map(tick),
-});
+function logAxis(title, tick = (value) => String(value), values = TICKS, thin = false) {
+  // Every second one where there is little room; one is among them.
+  const one = values.indexOf(1);
+  const shown = thin && innerWidth < 620 ? values.filter((_, at) => (at - one) % 2 === 0) : values;
+  return { type: "log", title: { text: title, standoff: 12 }, tickvals: shown, ticktext: shown.map(tick), tickangle: 0 };
+}
 const ratioTick = (value) => `${value}×`;
 
 /** Draw a plot, and bind what hovering tells and clicking does, both given the point; or say why there is none. */
@@ -144,7 +147,7 @@ function gainsFigure({ data, filter }) {
     }], {
       height, margin: { l: 20, r: 46, t: 6, b: 44 },
       xaxis: { title: { text: "times as fast as native", standoff: 8 }, range: [1 - (most - 1) * 0.01, most + (most - 1) * 0.06], ticksuffix: "×", nticks: narrow ? 5 : 10 },
-      yaxis: { autorange: "reversed", tickvals: gains.map((_, k) => k), ticktext: gains.map((sum) => plain(short(sum.name)) + "  "), showgrid: false, title: {}, tickfont: { size: narrow ? 11 : 12 } },
+      yaxis: { autorange: "reversed", tickvals: gains.map((_, k) => k), ticktext: gains.map((sum) => plain(short(sum.name)) + "  "), showgrid: false, zeroline: false, title: {}, tickfont: { size: narrow ? 11 : 12 } },
     }, {
       tell: (point) => { const sum = gains[point.pointNumber]; return `${sum.name}\n${whole(sum.problems)} problems, ${times(sum.gain)} time-weighted, ${times(sum.most)} at most\n${timeText(sum.before)} with native, ${timeText(sum.after)} as chosen`; },
       open: (point) => filter.set({ network: gains[point.pointNumber].name }),
@@ -186,7 +189,7 @@ function mapFigure({ data, filter, open, redraw }) {
     const { traces, left } = scatter(data, points);
     figure.say(`${whole(points.length)} problems by the size of a frame and the input's channels${left}. Points on one another are moved apart a little.`);
     draw(figure, traces, {
-      xaxis: logAxis("input channels", (value) => String(value), [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]),
+      xaxis: logAxis("input channels", (value) => String(value), [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096], true),
       yaxis: logAxis("frame, H × W pixels", (value) => (value >= 1e6 ? `${value / 1e6}M` : value >= 1e3 ? `${value / 1e3}k` : String(value)), [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7]),
     }, { tell: (point) => toldOf(data, point.customdata), open: (point) => open(point.customdata) });
   };
@@ -217,7 +220,7 @@ function speedupFigure({ data, filter }) {
       type: "bar", x: [...bins.keys()].map((place) => (place + 0.5) * bin), y: [...bins.values()], width: bin * 0.92,
       marker: { color: lookOf(data.algorithms[algorithm])[0] }, customdata: [...bins.keys()].map((place) => [algorithm, place]),
     }));
-    const ticks = [0.9, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 16, 32, 64, 128, 256].filter((value) => value <= top * 1.3);
+    const ticks = [0.5, 1, 1.5, 2, 3, 4, 6, 8, 16, 32, 64, 128, 256].filter((value) => top < 8 || value !== 6 && value !== 3 && value !== 1.5).filter((value) => value <= top * 1.3);
     draw(figure, traces, {
       barmode: "stack",
       xaxis: { title: { text: "times as fast as native (log scale)", standoff: 12 }, tickvals: ticks.map(Math.log2), ticktext: ticks.map(ratioTick), tickangle: 0 },
@@ -268,7 +271,7 @@ function accuracyFigure({ data, filter, open, redraw }) {
     const least = bounds[0];
     const most = bounds.at(-1);
     const { traces, left } = scatter(data, points.concat(untimed), { size: 6, opacity: 0.6 });
-    figure.say(`${whole(points.length)} results of candidates${left}, and ${whole(untimed.length)} at the left that were found too inaccurate to be timed.`);
+    figure.say(`${whole(points.length)} results of candidates${left}, and ${whole(untimed.length)} at the left that have no time: too inaccurate, or given up.`);
     const line = (y) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: colour("bad"), width: 1.5, dash: "dash" } });
     const band = { type: "rect", xref: "paper", x0: 0, x1: 1, y0: least, y1: most, fillcolor: colour("bad"), opacity: 0.1, line: { width: 0 } };
     draw(figure, traces, {
@@ -277,8 +280,8 @@ function accuracyFigure({ data, filter, open, redraw }) {
         ...(bounds.length ? [{ xref: "paper", x: 1, xanchor: "right", y: Math.log10(most), yanchor: "bottom", text: most > least * 1.02 ? `bound, by problem ${small(least)} to ${small(most)}` : `bound ${small(least)}`, showarrow: false, font: { color: colour("bad"), size: 11 } }] : []),
         ...(untimed.length ? [{ x: Math.log10(strip), yref: "paper", y: 0, yanchor: "bottom", text: "not timed", textangle: -90, showarrow: false, xshift: -16, font: { color: colour("muted"), size: 11 } }] : []),
       ],
-      xaxis: logAxis("native's time over the candidate's", ratioTick),
-      yaxis: { type: "log", title: { text: "relative L2 error", standoff: 12 }, exponentformat: "e", dtick: 1 },
+      xaxis: logAxis("native's time over the candidate's", ratioTick, TICKS, true),
+      yaxis: logAxis("relative L2 error", (value) => value.toExponential(0), [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10]),
     }, { tell: (point) => candidateTold(data, point.customdata), open: (point) => open(data.problemOf[point.customdata]) });
   };
   return figure;
@@ -307,7 +310,7 @@ function memoryFigure({ data, filter, open }) {
     const cross = { color: colour("muted"), width: 1, dash: "dot" };
     draw(figure, traces, {
       shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: cross }, { type: "line", yref: "paper", y0: 0, y1: 1, x0: 1, x1: 1, line: cross }],
-      xaxis: logAxis("native's time over the candidate's", ratioTick),
+      xaxis: logAxis("native's time over the candidate's", ratioTick, TICKS, true),
       yaxis: logAxis("peak memory over native's", ratioTick),
     }, {
       none: filter.rows.length ? "No peak was measured: autoconv tune and the sweep measure them, on a GPU." : undefined,
@@ -356,7 +359,7 @@ function failuresFigure({ data, filter, open }) {
     })).filter((trace) => trace.x.some(Boolean)), {
       height, barmode: "stack", showlegend: true, legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" }, margin: { l: 20, r: 20, t: 30, b: 34 },
       xaxis: { title: {}, rangemode: "tozero" },
-      yaxis: { autorange: "reversed", tickvals: names.map((_, place) => place), ticktext: names.map(([algorithm]) => `${plain(data.algorithms[algorithm])}  `), showgrid: false, title: {} },
+      yaxis: { autorange: "reversed", tickvals: names.map((_, place) => place), ticktext: names.map(([algorithm]) => `${plain(data.algorithms[algorithm])}  `), showgrid: false, zeroline: false, title: {} },
     }, {
       none: "Nothing failed.",
       tell: ({ customdata: [algorithm, k], x }) => `${data.algorithms[algorithm]}: ${whole(x)} ${words(kinds[k])}`,
