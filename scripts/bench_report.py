@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 from bench_store import ENVIRONMENT, IDENTITY, made
-from browser import page_of
+from browser import launched, new_page, program, show
 
 from autoconv import settings
 from autoconv.algorithms import candidates
@@ -51,14 +51,15 @@ def main(problems: int, most_write: float, most_draw: float) -> None:
         found = write(out, settings.current(), Selection(), None, [database])
         written = time.perf_counter() - start
         click.echo(f"{found.problems} problems, {found.candidates} results: {found.size / 1e6:.1f} MB in {written:.1f} s")
-        with page_of(out) as page:
-            drawn = 0.0
-            if page is None:
-                click.echo("no browser here: drawing was not timed")
-            else:
+        executable, drawn = program(), 0.0
+        if executable is None:
+            click.echo("no browser here: drawing is not timed")
+        else:
+            with launched(executable) as browser:
+                page = show(new_page(browser), out)
                 # The page counts from its opening, so that starting the browser is not in it.
                 drawn = float(page.evaluate("document.documentElement.dataset.ready")) / 1e3
-                click.echo(f"drawn in {drawn:.1f} s")
+            click.echo(f"drawn in {drawn:.1f} s")
     if written > most_write or drawn > most_draw:
         raise click.exceptions.Exit(1)
 

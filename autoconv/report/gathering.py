@@ -48,7 +48,10 @@ CANDIDATE_COLUMNS = {
 """Columns of the candidates."""
 
 NO_TELLING = "no run tells: it must be timed anew"
+NO_BACKEND = "the environment does not say which backend of MLX it had"
 """Why there is no decision on a problem that has records."""
+
+BACKENDS = frozenset({"metal", "cuda", "cpu"})
 
 
 Passed = Callable[[Kind], Qualification | None]
@@ -195,15 +198,14 @@ class _Gatherer:
         if (where.id, problem.key) in self._seen:
             return
         question = self._question(problem, where, passed(problem.kind))
-        if where.id != self._here:
+        if where.backend not in BACKENDS:  # older versions imported any identity
+            self._add(origin, where, problem, records, None)
+        elif where.id != self._here:
             self._add(origin, where, problem, records, self._knowledge.choose(records, question, Source.DATABASE))
-            return
-        found = self._knowledge.own(records, question)
-        if found is None:
-            came = self._knowledge.shipped(question)
-            if came is not None:
-                return  # its turn comes
-        self._add(origin, where, problem, records, found)
+        else:
+            found = self._knowledge.own(records, question)
+            if found is not None or self._knowledge.shipped(question) is None:  # else the turn of that comes
+                self._add(origin, where, problem, records, found)
 
     def take_shipped(
         self,
@@ -274,6 +276,7 @@ class _Gatherer:
         c_out, kd, kh, kw, _ = problem.weight_shape
         environment, _ = self._environments.setdefault(where.id, (len(self._environments), where))
         candidate = decision.candidate if decision is not None else ""
+        why = NO_TELLING if where.backend in BACKENDS else NO_BACKEND
         native_us = decision.median_us(NATIVE) if decision is not None else None
         margin = decision.margin if decision is not None and decision.accurate else None
         return {
@@ -297,7 +300,7 @@ class _Gatherer:
             "kh": kh,
             "kw": kw,
             "groups": problem.groups,
-            "reason": words["reasons"].number(decision.reason if decision is not None else NO_TELLING),
+            "reason": words["reasons"].number(decision.reason if decision is not None else why),
             "first": len(self._candidates),
             "gflop": problem.flops / 1e9,
             "native_us": native_us,

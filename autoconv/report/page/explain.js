@@ -1,6 +1,7 @@
 /* The panel that explains one problem, and its address in the page's hash: `#explain=<environment>/<key>`. */
 
 const PREFIX = "#explain=";
+const HEADS = ["candidate", "status", "time", "spread", "vs native", "error", "workspace", "peak", "why"];
 
 /** The panel: `open` shows a problem and puts it into the address, `follow` shows what the address says. */
 function makeExplain(data) {
@@ -22,10 +23,12 @@ function makeExplain(data) {
 
   function candidateRow(i, c) {
     const isChosen = t.candidate[c] === p.candidate[i] && p.decided[i];
-    const name = make("td", {}, glyph(data.algorithms[t.algorithm[c]]), " ", data.names[t.candidate[c]]);
-    const numbers = [timeText(t.us[c]), known(t.spread[c]) ? share(t.spread[c], 1) : "", times(t.speedup[c]), small(t.error[c]), bytesText(t.workspace[c]), bytesText(t.peak[c])];
-    return make("tr", isChosen ? { class: "chosen" } : {}, name, make("td", {}, words(data.statuses[t.status[c]])),
-      ...numbers.map((text) => make("td", { class: "n" }, text)), make("td", {}, data.reasons[t.reason[c]]));
+    const algorithm = data.algorithms[t.algorithm[c]];
+    const parameters = data.names[t.candidate[c]].slice(algorithm.length).replace(/^\(|\)$/g, "").replaceAll(",", ", ");
+    const name = make("td", {}, glyph(algorithm), " ", algorithm, parameters ? make("small", {}, parameters) : null);
+    const texts = [words(data.statuses[t.status[c]]), timeText(t.us[c]), known(t.spread[c]) ? share(t.spread[c], 1) : "", times(t.speedup[c]), small(t.error[c]), bytesText(t.workspace[c]), bytesText(t.peak[c]), data.reasons[t.reason[c]]];
+    return make("tr", isChosen ? { class: "chosen" } : {}, name,
+      ...texts.map((text, at) => make("td", { class: at > 0 && at < 7 ? "n" : "", "data-name": HEADS[at + 1] }, text)));
   }
 
   function factsOf(i) {
@@ -62,14 +65,13 @@ function makeExplain(data) {
     const code = make("code", { id: "command" }, command);
     const rows = [];
     for (let c = p.first[i]; c < data.ends(i); c++) rows.push(candidateRow(i, c));
-    const head = ["candidate", "status", "time", "spread", "vs native", "error", "workspace", "peak", "why"];
     panel.replaceChildren(
       make("header", {}, make("h2", { id: "explain-title" }, labelOf(data, i)), make("button", { type: "button", class: "close", "aria-label": "Close", onclick: close }, "Close")),
       make("dl", {}, ...factsOf(i).flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)])),
       make("p", { class: "muted" }, "The same on a machine of your own, with its database:"),
       make("div", { class: "command" }, code, copier(command, code)),
       make("div", { class: "scroll" }, make("table", { id: "candidates" },
-        make("thead", {}, make("tr", {}, ...head.map((name, at) => make("th", at > 1 && at < 8 ? { class: "n" } : {}, name)))), make("tbody", {}, ...rows))),
+        make("thead", {}, make("tr", {}, ...HEADS.map((name, at) => make("th", at > 1 && at < 8 ? { class: "n" } : {}, name)))), make("tbody", {}, ...rows))),
     );
     panel.dataset.row = i;
     if (panel.hidden) before = document.activeElement;

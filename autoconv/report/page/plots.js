@@ -1,7 +1,7 @@
 /* Plots of what was measured. Each is a figure with `draw`, which shows the problems that pass the filter. */
 
-const MOST_SVG = 6000; // points past which WebGL draws them, where there is any
-const MOST_GL = 60000; // points past which some are left out, evenly, and that is said
+const MOST_SVG = 4000; // points past which WebGL draws them, where there is any
+const MOST_GL = 20000; // points past which some are left out, evenly, and that is said
 const TICKS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000];
 
 /** Whether WebGL draws here: without a graphics driver it may not. */
@@ -91,16 +91,16 @@ function showTip(text, event) {
 }
 function hideTip() { byId("tip").hidden = true; }
 
-/** Points of many algorithms: a trace each, evenly thinned where there are too many. `points` has x, y, algorithm, row. */
-function scatter(data, points, marker = {}) {
+/** Points of many algorithms, a trace each. Of too many numbers some are left out, evenly; `at` makes [x, y] of one. */
+function scatter(data, numbers, algorithm, at, marker = {}) {
   const most = hasGl ? MOST_GL : MOST_SVG;
-  const step = Math.ceil(points.length / most) || 1;
-  const type = hasGl && points.length > MOST_SVG ? "scattergl" : "scatter";
+  const step = Math.ceil(numbers.length / most) || 1;
+  const type = hasGl && numbers.length > MOST_SVG ? "scattergl" : "scatter";
   const traces = data.algorithms.map((name) => ({ name, x: [], y: [], customdata: [] }));
-  for (let k = 0; k < points.length; k += step) {
-    const [x, y, algorithm, row] = points[k];
-    const trace = traces[algorithm];
-    trace.x.push(x); trace.y.push(y); trace.customdata.push(row);
+  for (let k = 0; k < numbers.length; k += step) {
+    const trace = traces[algorithm[numbers[k]]];
+    const [x, y] = at(numbers[k]);
+    trace.x.push(x); trace.y.push(y); trace.customdata.push(numbers[k]);
   }
   const shown = traces.filter((trace) => trace.x.length).map(({ name, ...trace }) => ({
     ...trace, type, name: plain(name), mode: "markers",
@@ -108,7 +108,7 @@ function scatter(data, points, marker = {}) {
   }));
   // What is many lies beneath what is few.
   shown.sort((a, b) => b.x.length - a.x.length);
-  return { traces: shown, left: step > 1 ? `; ${whole(Math.ceil(points.length / step))} of them are drawn` : "" };
+  return { traces: shown, left: step > 1 ? `; ${whole(Math.ceil(numbers.length / step))} of them are drawn, a filter shows more` : "" };
 }
 
 /** What native takes, and what is chosen, of all calls of a set of problems, network by network. */
@@ -184,9 +184,9 @@ function mapFigure({ data, filter, open, redraw }) {
     const points = [];
     for (const i of filter.rows) {
       if (!p.accurate[i] || data.kernels[data.kernelOf[i]] !== kernel.value || data.dtypes[p.dtype[i]] !== dtype.value) continue;
-      points.push([p.c_in[i] * 1.05 ** shift(i, 1), p.h[i] * p.w[i] * 1.06 ** shift(i, 2), p.algorithm[i], i]);
+      points.push(i);
     }
-    const { traces, left } = scatter(data, points);
+    const { traces, left } = scatter(data, points, p.algorithm, (i) => [p.c_in[i] * 1.05 ** shift(i, 1), p.h[i] * p.w[i] * 1.06 ** shift(i, 2)]);
     figure.say(`${whole(points.length)} problems by the size of a frame and the input's channels${left}. Points on one another are moved apart a little.`);
     draw(figure, traces, {
       xaxis: logAxis("input channels", (value) => String(value), [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096], true),
@@ -261,16 +261,16 @@ function accuracyFigure({ data, filter, open, redraw }) {
       for (let c = p.first[i]; c < data.ends(i); c++) {
         if (filter.state.algorithm && data.algorithms[t.algorithm[c]] !== filter.state.algorithm) continue;
         if (!(t.error[c] > 0 && t.error[c] < Infinity)) continue;
-        if (t.speedup[c] > 0) { points.push([t.speedup[c], t.error[c], t.algorithm[c], c]); slowest = Math.min(slowest, t.speedup[c]); }
-        else untimed.push([0, t.error[c], t.algorithm[c], c]);
+        if (t.speedup[c] > 0) { points.push(c); slowest = Math.min(slowest, t.speedup[c]); }
+        else untimed.push(c);
       }
     }
     const strip = slowest / 2.2; // what was not timed has a place of its own
-    for (const point of untimed) point[0] = strip * 1.16 ** shift(point[3], 3);
     bounds.sort((a, b) => a - b);
     const least = bounds[0];
     const most = bounds.at(-1);
-    const { traces, left } = scatter(data, points.concat(untimed), { size: 6, opacity: 0.6 });
+    const at = (c) => [t.speedup[c] > 0 ? t.speedup[c] : strip * 1.16 ** shift(c, 3), t.error[c]];
+    const { traces, left } = scatter(data, points.concat(untimed), t.algorithm, at, { size: 6, opacity: 0.6 });
     figure.say(`${whole(points.length)} results of candidates${left}, and ${whole(untimed.length)} at the left that have no time: too inaccurate, or given up.`);
     const line = (y) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: colour("bad"), width: 1.5, dash: "dash" } });
     const band = { type: "rect", xref: "paper", x0: 0, x1: 1, y0: least, y1: most, fillcolor: colour("bad"), opacity: 0.1, line: { width: 0 } };
@@ -280,7 +280,7 @@ function accuracyFigure({ data, filter, open, redraw }) {
         ...(bounds.length ? [{ xref: "paper", x: 1, xanchor: "right", y: Math.log10(most), yanchor: "bottom", text: most > least * 1.02 ? `bound, by problem ${small(least)} to ${small(most)}` : `bound ${small(least)}`, showarrow: false, font: { color: colour("bad"), size: 11 } }] : []),
         ...(untimed.length ? [{ x: Math.log10(strip), yref: "paper", y: 0, yanchor: "bottom", text: "not timed", textangle: -90, showarrow: false, xshift: -16, font: { color: colour("muted"), size: 11 } }] : []),
       ],
-      xaxis: logAxis("native's time over the candidate's", ratioTick, TICKS, true),
+      xaxis: logAxis("native's time over the candidate's", ratioTick, TICKS.filter((value) => value > 2 * strip), true),
       yaxis: logAxis("relative L2 error", (value) => value.toExponential(0), [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10]),
     }, { tell: (point) => candidateTold(data, point.customdata), open: (point) => open(data.problemOf[point.customdata]) });
   };
@@ -293,19 +293,21 @@ function memoryFigure({ data, filter, open }) {
   const p = data.problems;
   const t = data.candidates;
   const native = data.names.indexOf("native");
+  const bases = new Float64Array(data.count);
   figure.draw = () => {
     const points = [];
     for (const i of filter.rows) {
       let base = NaN;
       for (let c = p.first[i]; c < data.ends(i); c++) if (t.candidate[c] === native) base = t.peak[c];
       if (!(base > 0)) continue;
+      bases[i] = base;
       for (let c = p.first[i]; c < data.ends(i); c++) {
         if (t.candidate[c] === native || !(t.peak[c] > 0 && t.speedup[c] > 0)) continue;
         if (filter.state.algorithm && data.algorithms[t.algorithm[c]] !== filter.state.algorithm) continue;
-        points.push([t.speedup[c], t.peak[c] / base, t.algorithm[c], c]);
+        points.push(c);
       }
     }
-    const { traces, left } = scatter(data, points, { size: 6, opacity: 0.6 });
+    const { traces, left } = scatter(data, points, t.algorithm, (c) => [t.speedup[c], t.peak[c] / bases[data.problemOf[c]]], { size: 6, opacity: 0.6 });
     figure.say(`Measured peaks, operands and result included, of ${whole(points.length)} candidates beside native${left}. Lower right is better.`);
     const cross = { color: colour("muted"), width: 1, dash: "dot" };
     draw(figure, traces, {
