@@ -50,7 +50,9 @@ def main(problems: int, most_write: float, most_draw: float) -> None:
         start = time.perf_counter()
         found = write(out, settings.current(), Selection(), None, [database])
         written = time.perf_counter() - start
-        click.echo(f"{found.problems} problems, {found.candidates} results: {found.size / 1e6:.1f} MB in {written:.1f} s")
+        click.echo(
+            f"{found.problems} problems, {found.candidates} results: {found.size / 1e6:.1f} MB in {written:.1f} s"
+        )
         executable, drawn = program(), 0.0
         if executable is None:
             click.echo("no browser here: drawing is not timed")

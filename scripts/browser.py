@@ -45,9 +45,7 @@ def launched(executable: str) -> Iterator[Browser]:
             browser.close()
 
 
-def new_page(
-    browser: Browser, *, width: int = 1366, height: int = 900, dark: bool = False, scale: float = 1.0
-) -> Page:
+def new_page(browser: Browser, *, width: int = 1366, height: int = 900, dark: bool = False, scale: float = 1.0) -> Page:
     """An empty page of a size, in the look that a system's setting asks for."""
     scheme = "dark" if dark else "light"
     size = {"width": width, "height": height}

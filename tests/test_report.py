@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,13 +45,13 @@ LAYERS = read_workload(packaged_workloads()["svd_unet"])
 SPLIT = "depth_concat(edges=split)"
 
 
-def record(problem: Problem, where: Environment, candidate: str, us: float, **fields: object) -> Record:
+def record(problem: Problem, where: Environment, candidate: str, us: float, **fields: Any) -> Record:
     algorithm, _, parameters = candidate.partition("(")
     made = Record(problem.key, where.id, algorithm, 1, parameters.removesuffix(")"), Status.OK, (us,) * 6, 1e-7)
-    return replace(made, **{"run": "r", "created": 86400.0, "library": "0.1.0", **fields})  # type: ignore[arg-type]
+    return replace(made, **{"run": "r", "created": 86400.0, "library": "0.1.0", **fields})
 
 
-def fill(path: Path, problem: Problem, where: Environment, winner_us: float = 50.0, **fields: object) -> Path:
+def fill(path: Path, problem: Problem, where: Environment, winner_us: float = 50.0, **fields: Any) -> Path:
     """A database in which native takes 100 microseconds."""
     with closing(open_store(path)) as store:
         store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
@@ -66,7 +66,7 @@ def qualify(path: Path, where: Environment, noise: float = 0.0) -> None:
         store.qualify(Qualification(where.id, fingerprint(algorithms()), passed, noise=noise, created=1.0))
 
 
-def written(tmp_path: Path, *databases: Path, selection: Selection | None = None, **changes: object) -> Report:
+def written(tmp_path: Path, *databases: Path, selection: Selection | None = None, **changes: Any) -> Report:
     chosen = settings.with_changes(settings.current(), changes)
     here = None if databases else HERE
     return write(tmp_path / "report.html", chosen, selection or Selection(), here, databases)
@@ -90,13 +90,13 @@ def own() -> Path:
 
 
 @pytest.fixture
-def came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A database that came with the package and knows this environment."""
     folder = tmp_path / "came"
     folder.mkdir()
     path = folder / "like_this.db"
     monkeypatch.setattr(shipped, "shipped_files", lambda: [path] if path.exists() else [])
-    yield path
+    return path
 
 
 def test_the_winner_and_the_reason_are_those_of_explain(own: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_memory_limit_holds(own: Path, tmp_path: Path) -> None:
     assert winners_of(tmp_path, memory_limit=10**5) == ["native"]
 
 
-def winners_of(tmp_path: Path, **changes: object) -> list[str]:
+def winners_of(tmp_path: Path, **changes: Any) -> list[str]:
     written(tmp_path, **changes)
     return winners(unpacked(tmp_path / "report.html"))
 

@@ -50,7 +50,7 @@ class Columns:
     """
 
     def __init__(self, types: Mapping[str, str]) -> None:
-        self._columns = {name: array(code) for name, code in types.items()}
+        self._columns: dict[str, array[Any]] = {name: array(code) for name, code in types.items()}
 
     def add(self, row: Mapping[str, float | None]) -> None:
         """Add a row, with a value for every column; None, of a column of floats, is a number that is not known."""

@@ -124,13 +124,13 @@ def gather(
                     gatherer.take(origin, where, problem, records, passed)
                 if done % 200 == 0:
                     tell(done / total)
-    passed = _Passed(own[0][1], here, here) if own else lambda _kind: None
+    passed_here: Passed = _Passed(own[0][1], here, here) if own else lambda _kind: None
     for name, store in shipped.items():
         for where in _environments(store, selection):
             if where.id == here or selection.device:
                 for problem, records in store.all_records(where.id):
                     if selection.takes_problem(problem.key):
-                        gatherer.take_shipped(Origin(name, "shipped"), where, problem, records, passed)
+                        gatherer.take_shipped(Origin(name, "shipped"), where, problem, records, passed_here)
     return gatherer.gathered()
 
 
@@ -257,7 +257,7 @@ class _Gatherer:
                 self._worth[name].append(found.times(count))
         verdicts = decision.verdicts if decision is not None else _as_they_are(records)
         told = self._row(where, problem, records, decision, names)
-        told["source"] = self._source(origin, where, records)
+        told["source"] = self._source(origin, records)
         told["runs"] = len({run for v in verdicts for run in v.runs} or {r.run for r in records})
         self._problems.add(told)
         for verdict in verdicts:
@@ -311,7 +311,7 @@ class _Gatherer:
             "newest": max(r.created for r in records),
         }
 
-    def _source(self, origin: Origin, where: Environment, records: Sequence[Record]) -> int:
+    def _source(self, origin: Origin, records: Sequence[Record]) -> int:
         """The number of where a row comes from: the file, and the files that its records were imported from."""
         imported = sorted({origin.imported.get(r.origin, r.origin) for r in records if r.origin})
         key = f"{origin.kind}\n{origin.name}\n" + "\n".join(imported)

@@ -14,10 +14,10 @@ from typing import Any
 
 from autoconv._version import __version__
 from autoconv.environment import Environment
-from autoconv.errors import ReportError, StoreError
+from autoconv.errors import ReportError
 from autoconv.report.columns import pack
 from autoconv.report.document import document
-from autoconv.report.gathering import Gathered, Origin, gather
+from autoconv.report.gathering import Origin, gather
 from autoconv.report.model_card import SHARES, model_cards
 from autoconv.settings import Settings
 from autoconv.store import Selection, Store, default_path, open_store
