@@ -11,6 +11,7 @@ As a tree::
     │   └── DeviceLostError            a candidate broke the device for this process; nothing more is timed in it
     ├── ModelError                     a cost model cannot be read, trained, or used with what is here
     ├── RuleError                      a rule cannot be distilled or written; the message says what is missing
+    ├── ReportError                    a report cannot be written
     ├── FleetError                     a fleet's scheduler cannot be reached or may not be used, or has no workers
     └── StoreError                     a database cannot be opened, read or written
         ├── SchemaError                it was written by a newer autoconv, or is no autoconv database
@@ -67,6 +68,10 @@ class ModelError(AutoconvError, RuntimeError):
 
 class RuleError(AutoconvError, RuntimeError):
     """A rule cannot be distilled from what was measured, or cannot be written; the message says what is missing."""
+
+
+class ReportError(AutoconvError, RuntimeError):
+    """A report cannot be written; the message names the file."""
 
 
 class FleetError(AutoconvError, RuntimeError):

@@ -43,3 +43,11 @@ def second_schema(file: Path, records: Sequence[Record], problems: Sequence[str]
     with closing(sqlite3.connect(file, isolation_level=None)) as opened:
         migrations.apply(Database(opened, execute_plugins=False), stop_before="m003_models")
         opened.execute("PRAGMA user_version = 2")
+
+
+def third_schema(file: Path, records: Sequence[Record], problems: Sequence[str], environments: Sequence[str]) -> None:
+    """A file as the third schema had it."""
+    second_schema(file, records, problems, environments)
+    with closing(sqlite3.connect(file, isolation_level=None)) as opened:
+        migrations.apply(Database(opened, execute_plugins=False), stop_before="m004_views")
+        opened.execute("PRAGMA user_version = 3")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from old_schemas import first_schema, second_schema
+from old_schemas import first_schema, second_schema, third_schema
 
 from autoconv.errors import SchemaError
 from autoconv.problem import Problem
@@ -50,7 +50,14 @@ def second(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("schema", ["file", "second"])
+@pytest.fixture
+def third(tmp_path: Path) -> Path:
+    path = tmp_path / "third.db"
+    third_schema(path, RECORDS, [problem.key for problem in PROBLEMS], ["env", "other"])
+    return path
+
+
+@pytest.mark.parametrize("schema", ["file", "second", "third"])
 def test_every_record_is_there_in_its_order(schema: str, request: pytest.FixtureRequest) -> None:
     file: Path = request.getfixturevalue(schema)
     with closing(open_store(file)) as store:
@@ -62,7 +69,7 @@ def test_every_record_is_there_in_its_order(schema: str, request: pytest.Fixture
         assert store.environments() == {"env": ({"device": "env"}, {})}
 
 
-@pytest.mark.parametrize("schema", ["file", "second"])
+@pytest.mark.parametrize("schema", ["file", "second", "third"])
 def test_it_is_as_a_new_one(schema: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     file: Path = request.getfixturevalue(schema)
     open_store(file).close()
@@ -122,8 +129,12 @@ def test_for_reading_only_it_is_refused_and_left_as_it_is(file: Path) -> None:
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize("schema", ["second", "third"])
 @pytest.mark.parametrize("immutable", [False, True])
-def test_the_second_schema_can_be_read_as_it_is_and_trusts_no_model(second: Path, immutable: bool) -> None:
+def test_the_second_schema_and_the_third_can_be_read_as_they_are_and_trust_no_model(
+    schema: str, immutable: bool, request: pytest.FixtureRequest
+) -> None:
+    second: Path = request.getfixturevalue(schema)
     with closing(sqlite3.connect(second)) as opened:
         opened.execute("PRAGMA journal_mode = DELETE")
     before = second.read_bytes()
@@ -188,3 +199,18 @@ def test_the_view_shows_a_readable_row_a_record(file: Path) -> None:
         "library": "0.1.0",
         "origin": None,
     }
+
+
+@pytest.mark.parametrize("schema", ["second", "third"])
+def test_an_export_has_the_views_and_leaves_its_source_as_it_is(
+    schema: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    file: Path = request.getfixturevalue(schema)
+    with closing(sqlite3.connect(file)) as opened:
+        opened.execute("PRAGMA journal_mode = DELETE")
+    before = file.read_bytes()
+    export(file, tmp_path / "out.db")
+    assert file.read_bytes() == before
+    with closing(sqlite3.connect(tmp_path / "out.db")) as opened:
+        assert opened.execute("PRAGMA user_version").fetchone() == (connection.SCHEMA,)
+        assert opened.execute("SELECT count(*) FROM winners").fetchone() == (3,)

@@ -31,6 +31,11 @@ from autoconv.report.words import printable
 )
 @click.option("--card", is_flag=True, help="Write FILE.md beside a database: what it holds, and what it is worth.")
 @click.option(
+    "--datasette",
+    is_flag=True,
+    help="Write FILE.metadata.json beside a database, by which Datasette names and explains its views.",
+)
+@click.option(
     "--rule",
     is_flag=True,
     help="Write a rule that people can read instead: a tree of at most 12 leaves as FILE.py, from your measurements "
@@ -50,6 +55,7 @@ def export(
     environment: str,
     networks: Sequence[str],
     card: bool,
+    datasette: bool,
     rule: bool,
     backend: str | None,
     force: bool,
@@ -68,24 +74,33 @@ def export(
     if backend and not rule:
         msg = "--backend goes with --rule"
         raise click.UsageError(msg)
-    if rule and card:
-        msg = "--card goes with a database, not with --rule"
+    beside = "--card" if card else "--datasette" if datasette else ""
+    if rule and beside:
+        msg = f"{beside} goes with a database, not with --rule"
         raise click.UsageError(msg)
     if rule:
         export_rule(
-            out, Selection(device, environment, _problems(networks) if networks else None), backend, database, force
+            out,
+            Selection(device, environment, network_problems(networks) if networks else None),
+            backend,
+            database,
+            force,
         )
         return
-    if card and out.suffix.lower() not in SQLITE_SUFFIXES:
-        msg = f"--card goes with a database: name a file with suffix {' or '.join(SQLITE_SUFFIXES)}"
+    if beside and out.suffix.lower() not in SQLITE_SUFFIXES:
+        msg = f"{beside} goes with a database: name a file with suffix {' or '.join(SQLITE_SUFFIXES)}"
         raise click.UsageError(msg)
-    selection = Selection(device, environment, _problems(networks) if networks else None)
+    selection = Selection(device, environment, network_problems(networks) if networks else None)
     source = _database(database)
     with progress_of("exporting") as tell:
         exported = write(source, out, selection=selection, force=force, tell=tell)
     click.echo(f"{out}: {exported.records} records of {exported.environments} environments")
     if card:
         click.echo(f"{cards.write(out)}: its card")
+    if datasette:
+        from autoconv.report import metadata
+
+        click.echo(f"datasette {out} --metadata {metadata.write(out)}")
 
 
 @click.command("import", cls=Command, epilog="Example: autoconv import m3-max.db m2.jsonl")
@@ -125,7 +140,7 @@ def _database(database: Path | None) -> Path:
     return Path(settings(database).database or default_path())
 
 
-def _problems(networks: Sequence[str]) -> list[Any]:
+def network_problems(networks: Sequence[str]) -> list[Any]:
     """The convolutions of packaged workloads, of networks in them, and of workload files."""
     from autoconv.sweep import packaged_workloads, read_workload
 

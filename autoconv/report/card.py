@@ -11,12 +11,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autoconv.algorithms import algorithms, places
-from autoconv.decision import NATIVE, Limits, choose
+from autoconv.decision import NATIVE, Decision, Limits, choose
 from autoconv.errors import StoreError
 from autoconv.record import Status
 from autoconv.store import Store, open_store
@@ -40,6 +40,18 @@ class Won:
     native_us: float
     speedup: float
 
+    def times(self, count: int) -> Won:
+        """The same, where it is called so many times as often."""
+        return replace(self, count=self.count * count)
+
+
+def worth(decision: Decision) -> Won | None:
+    """What a decision is worth, called once; None where it is not accurate, or native does not run."""
+    native_us = decision.median_us(NATIVE)
+    if not decision.accurate or native_us is None or decision.margin is None:
+        return None
+    return Won(1, native_us, 1 + decision.margin)
+
 
 def cards(store: Store) -> list[dict[str, Any]]:
     """A card for each environment of a database that has records, as plain values."""
@@ -56,7 +68,7 @@ def _card(store: Store, environment: str) -> dict[str, Any]:
     order = places(algorithms())
     noise = max((q.noise for q in store.qualifications() if q.environment == environment), default=0.0)
     limits = Limits(noise=noise)
-    networks = _networks()
+    networks = networks_by_shape()
     won: defaultdict[str, list[Won]] = defaultdict(list)
     members: Counter[str] = Counter()
     dtypes: defaultdict[str, list[Won]] = defaultdict(list)
@@ -80,13 +92,13 @@ def _card(store: Store, environment: str) -> dict[str, Any]:
             undecided += 1
             continue
         winners[decision.candidate.partition("(")[0]] += 1
-        native_us = decision.median_us(NATIVE)
-        if native_us is None or decision.margin is None:
+        one = worth(decision)
+        if one is None:
             native_cannot += 1
             continue
         for name, count in names.items():
-            won[name].append(Won(count, native_us, 1 + decision.margin))
-        dtypes[f"{problem.dtype}, {problem.kind.replace('_', ' ')}"].append(Won(1, native_us, 1 + decision.margin))
+            won[name].append(one.times(count))
+        dtypes[f"{problem.dtype}, {problem.kind.replace('_', ' ')}"].append(one)
     return {
         "problems": problems,
         "records": records,
@@ -97,8 +109,8 @@ def _card(store: Store, environment: str) -> dict[str, Any]:
         "winners": dict(winners.most_common()),
         "native_cannot": native_cannot,
         "nothing_is_accurate": undecided,
-        "by_dtype": {name: _gains(wins, len(wins)) for name, wins in sorted(dtypes.items())},
-        "by_network": {name: _gains(won[name], members[name]) for name in sorted(members, key=_order)},
+        "by_dtype": {name: gains(wins, len(wins)) for name, wins in sorted(dtypes.items())},
+        "by_network": {name: gains(won[name], members[name]) for name in sorted(members, key=_order)},
         "failures": {
             name: {status: n for status, n in sorted(found.items()) if status in FAILURES}
             for name, found in sorted(statuses.items())
@@ -108,7 +120,7 @@ def _card(store: Store, environment: str) -> dict[str, Any]:
     }
 
 
-def _gains(wins: Iterable[Won], problems: int) -> dict[str, Any]:
+def gains(wins: Iterable[Won], problems: int) -> dict[str, Any]:
     """How many problems, and gains over native: time-weighted by counts, the geometric mean, and the most."""
     wins = list(wins)
     before = sum(w.count * w.native_us for w in wins)
@@ -121,7 +133,7 @@ def _gains(wins: Iterable[Won], problems: int) -> dict[str, Any]:
     }
 
 
-def _networks() -> dict[str, dict[str, int]]:
+def networks_by_shape() -> dict[str, dict[str, int]]:
     """The packaged networks that make a convolution of this shape, in any dtype, with their counts."""
     found: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for path in packaged_workloads().values():

@@ -360,6 +360,152 @@ def m003_models(db: Database) -> None:
     db.execute(_MODELS)
 
 
+# For people and for Datasette, like `results`. They rest on samples alone, so that they are true of every row, whoever
+# wrote it; a page of them takes milliseconds, and all of 4,500 problems about half a second.
+#
+# A winner here may differ from a decision: it is that of the newest run that timed anything, where a decision pools all
+# runs; native is kept up to 2%, where a decision asks for more on a noisy device and judges by a lower bound, on other
+# samples than chose; and neither memory, limits set since, nor what was barred by another run is looked at.
+_VIEWS = (
+    """
+    CREATE VIEW times AS
+    SELECT
+        run,
+        position,
+        algorithm || iif(parameters = '', '', '(' || parameters || ')') AS candidate,
+        algorithm,
+        (
+            SELECT avg(value)
+            FROM (
+                SELECT value, row_number() OVER (ORDER BY value) AS place, count(*) OVER () AS samples
+                FROM json_each(samples_us)
+            )
+            WHERE place IN ((samples + 1) / 2, (samples + 2) / 2)
+        ) AS median_us,
+        error,
+        workspace_bytes,
+        peak_bytes
+    FROM records JOIN candidates ON candidates.id = records.candidate
+    WHERE status = 'ok' AND samples_us <> '[]'
+    """,
+    """
+    CREATE VIEW winners AS
+    SELECT
+        (SELECT value FROM json_each(environments.identity) WHERE key = 'device') AS device,
+        kind,
+        dtype,
+        n || 'x' || d || 'x' || h || 'x' || w || 'x' || c_in AS input,
+        c_out || 'x' || kd || 'x' || kh || 'x' || kw || 'x' || (c_in / groups) AS weight,
+        kd || 'x' || kh || 'x' || kw AS kernel,
+        round(gflop, 3) AS gflop,
+        best.algorithm,
+        best.candidate AS winner,
+        round(newest.native_us, 2) AS native_us,
+        round(best.median_us, 2) AS winner_us,
+        round(newest.native_us / best.median_us, 3) AS speedup,
+        best.error,
+        best.peak_bytes,
+        date(newest.created, 'unixepoch') AS measured,
+        (SELECT file FROM origins WHERE origins.id = newest.origin) AS imported_from,
+        environments.key AS environment,
+        problems.key AS problem
+    FROM (
+        SELECT
+            id,
+            environment,
+            problem,
+            created,
+            origin,
+            (
+                SELECT position FROM times WHERE times.run = runs.id
+                ORDER BY iif(candidate = 'native', median_us / 1.02, median_us) LIMIT 1
+            ) AS best,
+            (SELECT median_us FROM times WHERE times.run = runs.id AND candidate = 'native' LIMIT 1) AS native_us
+        FROM runs
+        WHERE id = (
+            SELECT id FROM runs AS other
+            WHERE other.environment = runs.environment AND other.problem = runs.problem AND EXISTS (
+                SELECT 1 FROM records WHERE records.run = other.id AND status = 'ok' AND samples_us <> '[]'
+            )
+            ORDER BY id DESC LIMIT 1
+        )
+    ) AS newest
+    CROSS JOIN environments ON environments.id = newest.environment
+    CROSS JOIN problems ON problems.id = newest.problem
+    CROSS JOIN times AS best ON best.run = newest.id AND best.position = newest.best
+    """,
+    # Sums of times weigh every problem by what native takes, and none by how often a network calls it.
+    """
+    CREATE VIEW gains AS
+    SELECT
+        device,
+        kind,
+        dtype,
+        kernel,
+        count(*) AS problems,
+        sum(algorithm <> 'native') AS not_native,
+        round(sum(native_us) / 1000.0, 3) AS native_ms,
+        round(sum(winner_us) / 1000.0, 3) AS winners_ms,
+        round(sum(native_us) / sum(winner_us), 3) AS gain,
+        max(speedup) AS most,
+        environment
+    FROM winners
+    WHERE native_us IS NOT NULL
+    GROUP BY environment, kind, dtype, kernel
+    """,
+    """
+    CREATE VIEW failures AS
+    SELECT
+        (SELECT value FROM json_each(environments.identity) WHERE key = 'device') AS device,
+        algorithm,
+        algorithm || iif(parameters = '', '', '(' || parameters || ')') AS candidate,
+        status,
+        detail,
+        error,
+        kind,
+        dtype,
+        date(runs.created, 'unixepoch') AS measured,
+        environments.key AS environment,
+        problems.key AS problem
+    FROM records
+    JOIN runs ON runs.id = records.run
+    JOIN candidates ON candidates.id = records.candidate
+    JOIN environments ON environments.id = runs.environment
+    JOIN problems ON problems.id = runs.problem
+    WHERE status IN ('failed', 'out_of_memory', 'wrong', 'inaccurate', 'crashed')
+    """,
+    # `environments` is the table.
+    """
+    CREATE VIEW devices AS
+    SELECT
+        (SELECT value FROM json_each(identity) WHERE key = 'device') AS device,
+        (SELECT value FROM json_each(identity) WHERE key = 'backend') AS backend,
+        (SELECT value FROM json_each(identity) WHERE key = 'architecture') AS architecture,
+        (SELECT value FROM json_each(identity) WHERE key = 'mlx') AS mlx,
+        (SELECT value FROM json_each(circumstances) WHERE key = 'os') AS os,
+        (SELECT value FROM json_each(circumstances) WHERE key = 'driver') AS driver,
+        (SELECT count(DISTINCT problem) FROM runs WHERE runs.environment = environments.id) AS problems,
+        (SELECT count(*) FROM runs WHERE runs.environment = environments.id) AS runs,
+        (
+            SELECT count(*) FROM runs JOIN records ON records.run = runs.id
+            WHERE runs.environment = environments.id
+        ) AS records,
+        (SELECT date(min(created), 'unixepoch') FROM runs WHERE runs.environment = environments.id) AS first,
+        (SELECT date(max(created), 'unixepoch') FROM runs WHERE runs.environment = environments.id) AS last,
+        key AS environment
+    FROM environments
+    WHERE identity IS NOT NULL
+    """,
+)
+
+
+@migrations()
+def m004_views(db: Database) -> None:
+    """Views that people can read: winners, gains, failures and devices."""
+    for statement in _VIEWS:
+        db.execute(statement)
+
+
 def migrate(connection: sqlite3.Connection, application_id: int, schema: int) -> None:
     """Bring a database to the newest schema and mark it with its number and as ours, all in one transaction.
 

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,21 @@ def open_store(path: str | os.PathLike[str], *, readonly: bool = False, immutabl
         ValueError: it is to be written and immutable.
     """
     return SqliteStore(path, readonly=readonly, immutable=immutable)
+
+
+def imported_files(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Names of the files that a database's imported records came from, by `Record.origin`; some are not known.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    file = Path(path).absolute()
+    with closing(connect(file, readonly=True)) as connection:
+        try:
+            found = Tables(connection).select("SELECT key, file FROM origins")
+        except FAILURES as error:
+            raise failure("read", file, error) from error
+    return {key: name for key, name in found if isinstance(key, str) and isinstance(name, str)}
 
 
 class SqliteStore:

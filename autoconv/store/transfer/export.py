@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autoconv.errors import StoreError
 from autoconv.store import rows
-from autoconv.store.connection import connect, failure
+from autoconv.store.connection import APPLICATION_ID, SCHEMA, connect, failure, schema_of
 from autoconv.store.tables import text_or_bytes
 from autoconv.store.transfer import entries
 from autoconv.store.transfer.scrub import scrubbed
@@ -160,6 +160,10 @@ def _sync(file: Path) -> None:
 def _copy(connection: sqlite3.Connection, out: Path, selection: Selection) -> Exported:
     connection.execute("VACUUM INTO ?", (str(out),))
     with closing(sqlite3.connect(out, isolation_level=None)) as copy:
+        if schema_of(copy, out) < SCHEMA:
+            from autoconv.store.migrations import migrate
+
+            migrate(copy, APPLICATION_ID, SCHEMA)  # so that others find its views
         copy.text_factory = text_or_bytes
         copy.create_function("scrub", 1, lambda raw: scrubbed(raw.decode(errors="replace")))
         copy.create_function("scrub_barred", 1, lambda raw: rows.scrubbed_barred(raw, scrubbed))

@@ -1,0 +1,95 @@
+/* The look: colours, symbols, numbers for people, and elements. Texts are only ever set as text. */
+
+// One colour and symbol an algorithm, the same everywhere; told apart with any kind of colour vision, on light and dark.
+const ALGORITHMS = {
+  native: ["#8c95a4", "circle", "●"],
+  kd_decomposition: ["#1f77c9", "square", "■"],
+  depth_concat: ["#e69f00", "diamond", "◆"],
+  depth_winograd: ["#009e73", "triangle-up", "▲"],
+  matmul: ["#cc79a7", "cross", "✚"],
+  im2col: ["#8661c5", "x", "✖"],
+  depth_conv2d: ["#56b4e9", "triangle-down", "▼"],
+  turned_kernel: ["#d55e00", "star", "★"],
+  implicit_gemm: ["#a08c2c", "triangle-left", "◀"],
+  wgrad_convolution: ["#c23b66", "triangle-right", "▶"],
+  wgrad_depth_taps: ["#2fa4a4", "hexagon", "⬢"],
+  wgrad_matmuls: ["#9a6a4f", "pentagon", "⬟"],
+};
+const OTHER = ["#6f6f6f", "circle-open", "○"]; // what a newer version may know
+const STATUSES = { failed: "#8c95a4", out_of_memory: "#56b4e9", inaccurate: "#e69f00", wrong: "#d55e00", crashed: "#aa3377" };
+
+const lookOf = (algorithm) => (Object.hasOwn(ALGORITHMS, algorithm) ? ALGORITHMS[algorithm] : OTHER);
+
+/** An element with attributes and children; a child that is no element becomes text. */
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+const byId = (id) => document.getElementById(id);
+
+/** An algorithm's symbol in its colour. */
+function glyph(algorithm) {
+  const [colour, , sign] = lookOf(algorithm);
+  const found = make("span", { class: "glyph", "aria-hidden": "true" }, sign);
+  found.style.color = colour;
+  return found;
+}
+
+/** Text for Plotly, which reads a few tags of HTML in what it draws. */
+const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+const words = (text) => text.replaceAll("_", " ");
+const known = (number) => number === number; // a number that is not known is NaN
+const whole = (number) => number.toLocaleString("en-US");
+const times = (ratio) => (known(ratio) ? `${ratio >= 99.5 ? ratio.toFixed(0) : ratio.toFixed(2)}×` : "");
+const small = (number) => (known(number) ? (number === Infinity ? "not finite" : number.toExponential(1)) : "");
+const share = (part, digits = 0) => `${(100 * part).toFixed(digits)}%`;
+
+/** Microseconds with a unit. */
+function timeText(us) {
+  if (!known(us)) return "";
+  if (us < 1e3) return `${us.toPrecision(3)} µs`;
+  return us < 1e6 ? `${(us / 1e3).toPrecision(us < 1e5 ? 3 : 4)} ms` : `${(us / 1e6).toPrecision(3)} s`;
+}
+
+/** Bytes with a unit. */
+function bytesText(bytes) {
+  if (!known(bytes)) return "";
+  if (bytes === 0) return "0";
+  const step = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]].find(([size]) => bytes >= size);
+  return step ? `${(bytes / step[0]).toPrecision(3)} ${step[1]}` : `${bytes} B`;
+}
+
+/** A moment as a date. */
+function dayText(seconds) {
+  const date = new Date(seconds * 1000);
+  return Number.isNaN(date.getTime()) ? "unknown" : date.toISOString().slice(0, 10);
+}
+
+/** Whether the page is dark now: by its switch, else by the system's setting. */
+function isDark() {
+  const chosen = document.documentElement.dataset.look;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+/** Let the switch change the look, and tell `changed` of every change. */
+function watchLook(changed) {
+  const button = byId("look");
+  const name = () => { button.textContent = isDark() ? "Light" : "Dark"; };
+  button.addEventListener("click", () => {
+    document.documentElement.dataset.look = isDark() ? "light" : "dark";
+    name();
+    changed();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { name(); changed(); });
+  name();
+}
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

@@ -1,0 +1,147 @@
+/* The page: puts its parts together, and draws them anew when the filter or the look changes. */
+
+/** The figures at the top, of the problems that pass. */
+function drawTiles(data, filter) {
+  const p = data.problems;
+  let faster = 0;
+  let cannot = 0;
+  let logs = 0;
+  let compared = 0;
+  let most = 1;
+  let failed = 0;
+  for (const i of filter.rows) {
+    if (!p.accurate[i]) { failed++; continue; }
+    if (!known(p.native_us[i])) { cannot++; continue; }
+    if (!known(p.speedup[i])) continue;
+    compared++;
+    logs += Math.log(p.speedup[i]);
+    most = Math.max(most, p.speedup[i]);
+    if (p.algorithm[i] !== data.native) faster++;
+  }
+  const named = gainsOf(data, filter.rows).filter((sum) => sum.name !== data.others);
+  const before = named.reduce((sum, each) => sum + each.before, 0);
+  const after = named.reduce((sum, each) => sum + each.after, 0);
+  const tiles = [
+    ["Problems", whole(filter.rows.length), `${whole(data.count)} in this report`],
+    ["Gain on networks", after ? times(before / after) : "–", named.length ? `time-weighted, ${whole(named.length)} networks` : "no known network"],
+    ["Gain on a problem", compared ? times(Math.exp(logs / compared)) : "–", "geometric mean"],
+    ["Another than native", compared ? share(faster / compared) : "–", `of ${whole(compared)} that can be compared`],
+    ["Most", compared ? times(most) : "–", "as fast as native"],
+    ["Native cannot", whole(cannot), failed ? `another way can; ${whole(failed)} nobody accurately` : "another way can"],
+  ];
+  byId("tiles").replaceChildren(...tiles.map(([name, value, note]) => make("div", {}, make("dt", {}, name), make("dd", {}, value), make("dd", {}, note))));
+}
+
+/** The algorithms with their colours; one selects what it won. */
+function drawLegend(data, filter) {
+  const counts = new Map();
+  for (const i of filter.rows) counts.set(data.problems.algorithm[i], (counts.get(data.problems.algorithm[i]) ?? 0) + 1);
+  const present = new Set(data.candidates.algorithm);
+  const names = [...present].sort((a, b) => (counts.get(b) ?? 0) - (counts.get(a) ?? 0));
+  byId("legend").replaceChildren(...names.map((algorithm) => {
+    const name = data.algorithms[algorithm];
+    const isOn = filter.state.winner === name;
+    return make("li", {}, make("button", { type: "button", "aria-pressed": String(isOn), title: "Show what it wins", onclick: () => filter.set({ winner: isOn ? "" : name }) },
+      glyph(name), name, make("span", { class: "muted" }, whole(counts.get(algorithm) ?? 0))));
+  }));
+}
+
+/** Where rows came from: files, with what they hold. */
+function drawSources(data) {
+  const p = data.problems;
+  const found = new Map();
+  for (let i = 0; i < data.count; i++) {
+    const at = `${p.source[i]} ${p.environment[i]}`;
+    const sum = found.get(at) ?? found.set(at, { source: data.sources[p.source[i]], environment: data.environments[p.environment[i]], problems: 0, results: 0, runs: 0, oldest: Infinity, newest: -Infinity, libraries: new Set() }).get(at);
+    sum.problems++;
+    sum.results += data.ends(i) - p.first[i];
+    sum.runs += p.runs[i];
+    sum.oldest = Math.min(sum.oldest, p.oldest[i]);
+    sum.newest = Math.max(sum.newest, p.newest[i]);
+    sum.libraries.add(data.libraries[p.libraries[i]]);
+  }
+  const head = [["file", ""], ["kind", ""], ["device", ""], ["problems", "n"], ["runs", "n"], ["results", "n"], ["measured", ""], ["autoconv", ""]];
+  byId("sources").replaceChildren(make("thead", {}, make("tr", {}, ...head.map(([name, style]) => make("th", { class: style }, name)))), make("tbody", {}, ...[...found.values()].map((sum) => {
+    const days = [...new Set([dayText(sum.oldest), dayText(sum.newest)])].join(" to ");
+    const kind = sum.source.imported.length ? `imported from ${sum.source.imported.join(", ")}` : { own: "measured here", shipped: "came with autoconv", file: "a file" }[sum.source.kind] ?? sum.source.kind;
+    const { identity } = sum.environment;
+    const texts = [sum.source.name, kind, `${identity.device}, ${identity.backend}, MLX ${identity.mlx}`, whole(sum.problems), whole(sum.runs), whole(sum.results), days, [...sum.libraries].join(", ")];
+    return make("tr", {}, ...texts.map((text, at) => make("td", { class: head[at][1] }, text)));
+  })));
+}
+
+/** What to do where nothing was measured. */
+function showEmpty() {
+  const page = byId("empty");
+  page.append(make("h1", {}, "Nothing was measured yet"), make("p", {}, "Time some convolutions on this machine, then make this page again:"),
+    make("code", {}, "autoconv demo"), make("code", {}, "autoconv sweep wan21 --time-limit 30m"), make("p", {}, "Or show a file: "), make("code", {}, "autoconv report OUT.html --database FILE.db"));
+  page.hidden = false;
+}
+
+function drawHead(data, about) {
+  const [first, ...more] = data.environments;
+  const devices = [...new Set(data.environments.map((each) => each.identity.device))];
+  byId("device").textContent = devices.length > 3 ? `${devices.slice(0, 2).join(", ")} and ${devices.length - 2} others` : devices.join(", ");
+  const settings = Object.entries(first.identity).filter(([name]) => !["device", "backend", "architecture", "mlx"].includes(name));
+  byId("circumstances").textContent = more.length ? `${data.environments.length} environments; accuracy ${about.accuracy}` : [
+    `${first.identity.backend} ${first.identity.architecture ?? ""}`, `MLX ${first.identity.mlx}`, ...settings.map(([name, value]) => `${words(name)} ${value}`),
+    ...["os", "driver", "cudnn"].filter((name) => name in first.circumstances).map((name) => (name === "os" ? first.circumstances[name] : `${name} ${first.circumstances[name]}`)), `accuracy ${about.accuracy}`].join(" · ");
+  document.title = `autoconv report: ${byId("device").textContent}`;
+  byId("made").textContent = `Made ${about.made} by autoconv ${about.version}. Decisions are those that calls make with this accuracy and memory limit. The page holds all it shows.`;
+}
+
+const pause = () => new Promise((resolve) => { setTimeout(resolve, 0); });
+
+async function main() {
+  const about = JSON.parse(byId("about").textContent);
+  const data = await load();
+  byId("loading").remove();
+  watchLook(() => page.draw());
+  const page = { draw() {} };
+  if (!data.count) {
+    showEmpty();
+    document.documentElement.dataset.ready = "empty";
+    return;
+  }
+  byId("main").hidden = false;
+  const explain = makeExplain(data);
+  let turn = 0;
+  /** Draw everything; where that is asked for again meanwhile, the newer one goes on alone. */
+  page.draw = async () => {
+    const mine = ++turn;
+    delete document.documentElement.dataset.ready;
+    drawTiles(data, filter);
+    drawLegend(data, filter);
+    follow();
+    table.draw();
+    for (const figure of figures) {
+      await pause();
+      if (mine !== turn) return;
+      figure.draw();
+    }
+    document.documentElement.dataset.ready = String(Math.round(performance.now()));
+  };
+  const filter = makeFilter(data, () => page.draw());
+  const context = { data, filter, open: explain.open, redraw: (figure) => figure.draw() };
+  const table = makeTable(context);
+  const follow = makeFilterForm(data, filter);
+  const measured = [gainsFigure, mapFigure, speedupFigure, accuracyFigure, memoryFigure].map((of) => of(context));
+  const model = modelSection(context);
+  const failures = failuresFigure(context);
+  const figures = [...measured, ...(model?.figures ?? []), failures];
+  byId("figures").append(...measured.map((figure) => figure.element), ...(model ? [model.element] : []), failures.element);
+  if (innerWidth <= 860) byId("filters-box").open = false;
+  drawHead(data, about);
+  drawSources(data);
+  explain.follow();
+  let width = innerWidth;
+  addEventListener("resize", () => { if ((width <= 860) !== (innerWidth <= 860)) { width = innerWidth; page.draw(); } });
+  await page.draw();
+}
+
+main().catch((error) => {
+  const line = byId("loading") ?? document.body.appendChild(make("p", { class: "loading" }));
+  line.textContent = `This page could not be drawn: ${error.message}. A newer browser may help.`;
+  document.documentElement.dataset.ready = "failed";
+  throw error;
+});

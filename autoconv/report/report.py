@@ -1,0 +1,158 @@
+"""A report: from databases to a page and its summary."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoconv._version import __version__
+from autoconv.environment import Environment
+from autoconv.errors import ReportError
+from autoconv.report.columns import pack
+from autoconv.report.document import document
+from autoconv.report.gathering import Origin, gather
+from autoconv.report.model_curves import SHARES, model_cards
+from autoconv.settings import Settings
+from autoconv.store import Selection, Store, default_path, open_store
+from autoconv.store.shipped import open_shipped
+from autoconv.store.sqlite import imported_files
+
+Tell = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        file: The page.
+        size: Its bytes.
+        problems: How many problems it shows, one in two environments counted twice.
+        candidates: How many results of candidates.
+        environments: Ids of the environments, with their devices.
+        gains: By network, as `card.gains`.
+    """
+
+    file: Path
+    size: int
+    problems: int
+    candidates: int
+    environments: Mapping[str, str]
+    gains: Mapping[str, Mapping[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "file": str(self.file),
+            "bytes": self.size,
+            "problems": self.problems,
+            "candidates": self.candidates,
+            "environments": dict(self.environments),
+            "by_network": {name: dict(found) for name, found in self.gains.items()},
+        }
+
+
+def write(
+    out: Path,
+    settings: Settings,
+    selection: Selection,
+    here: Environment | None,
+    databases: Sequence[Path] = (),
+    tell: Tell = lambda _: None,
+) -> Report:
+    """Write a page about measurements, whole or not at all; says what it holds.
+
+    Args:
+        out: The page's file, which is replaced if it exists.
+        settings: Whose database is shown, and whose limits decisions are held to.
+        selection: Environments and problems.
+        here: This machine's environment, for which what came with the package is shown too; None for none.
+        databases: To be shown in place of the user's own and of those that came with the package.
+        tell: Called now and then with how much is done, 1 being all.
+
+    Raises:
+        ReportError: the page cannot be written.
+        StoreError: a database cannot be read.
+    """
+    with _opened(settings, here, databases) as (own, shipped):
+        found = gather(own, shipped, settings, selection, here.id if here else "", lambda part: tell(0.8 * part))
+        tell(0.8)
+        stores = [*(store for _, store in own), *shipped.values()]
+        models = list(model_cards(found.environments, stores, settings))
+    tell(0.9)
+    about = {
+        "version": __version__,
+        "made": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
+        "here": here.id if here else "",
+        "accuracy": settings.accuracy,
+        "files": [str(path.name) for path in databases],
+    }
+    meta = {**found.meta, "models": models, "shares": SHARES}
+    packed = pack({"problems": found.problems, "candidates": found.candidates}, meta)
+    text = document("autoconv report", about, packed)
+    _write(out, text.encode())
+    tell(1.0)
+    return Report(
+        out,
+        out.stat().st_size,
+        len(found.problems),
+        len(found.candidates),
+        {e.id: str(e.identity["device"]) for e in found.environments},
+        found.gains,
+    )
+
+
+def here() -> Environment:
+    """This machine's environment."""
+    from autoconv import environment
+    from autoconv._backend import mx
+
+    return environment.of(mx.default_device())
+
+
+@contextlib.contextmanager
+def _opened(
+    settings: Settings, here: Environment | None, databases: Sequence[Path]
+) -> Iterator[tuple[list[tuple[Origin, Store]], Mapping[str, Store]]]:
+    """The databases to show: those that are named, else the user's own and those that came with the package.
+
+    Raises:
+        StoreError: one cannot be read.
+    """
+    with ExitStack() as stack:
+
+        def opened(path: Path, kind: str) -> tuple[Origin, Store]:
+            store = stack.enter_context(closing(open_store(path, readonly=True)))
+            return Origin(path.name, kind, imported_files(path)), store
+
+        if databases:
+            yield [opened(path, "file") for path in databases], {}
+            return
+        path: Path = settings.database or default_path()
+        own = [opened(path, "own")] if path.exists() else []
+        shipped = open_shipped() if here is not None else {}
+        for store in shipped.values():
+            stack.callback(store.close)
+        yield own, shipped
+
+
+def _write(out: Path, data: bytes) -> None:
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    try:
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, out)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        msg = f"cannot write {out}: {error.strerror or error}"
+        raise ReportError(msg) from error

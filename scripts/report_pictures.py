@@ -1,0 +1,62 @@
+"""Makes the pictures of docs/report.md from a database that comes with the package, by a headless browser.
+
+python scripts/report_pictures.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import click
+from browser import launched, new_page, program, show
+from PIL import Image
+
+from autoconv import settings
+from autoconv.report.report import write
+from autoconv.store import Selection
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = 128
+"""Of a picture: drawings need no more, and take a third of the bytes."""
+
+PICTURES = {
+    "light": {"width": 1280, "height": 1900},
+    "dark": {"width": 1280, "height": 1900, "dark": True},
+    "narrow": {"width": 390, "height": 1700},
+}
+
+
+@click.command(epilog="Example: python scripts/report_pictures.py --database tuning_db/nvidia_h200.db")
+@click.option(
+    "--database",
+    type=click.Path(path_type=Path, exists=True),
+    default=ROOT / "tuning_db" / "nvidia_h100_80gb_hbm3.db",
+    help="What they show. Default: the H100 that comes with the package.",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs" / "images", help="Their folder.")
+def main(database: Path, out: Path) -> None:
+    """Write report-light.png, report-dark.png and report-narrow.png."""
+    executable = program()
+    if executable is None:
+        msg = "a Chromium or Chrome is needed: install one"
+        raise click.ClickException(msg)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        page_file = Path(folder) / "report.html"
+        write(page_file, settings.current(), Selection(), None, [database])
+        with launched(executable) as browser:
+            for name, look in PICTURES.items():
+                file = out / f"report-{name}.png"
+                with closing(new_page(browser, **look)) as page:  # type: ignore[arg-type]
+                    show(page, page_file)
+                    page.screenshot(path=file)
+                with Image.open(file) as picture:
+                    small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+                small.save(file, optimize=True)
+                click.echo(f"{file}: {file.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
