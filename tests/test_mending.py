@@ -203,7 +203,9 @@ def foreign(file: Path) -> None:
 
 
 def foreign_damaged(file: Path) -> None:
-    foreign(file)
+    """So that nothing says any more whose it is but its header."""
+    file.unlink()
+    alter(file, *(f"CREATE TABLE photographs_{number} (id, {'x' * 100})" for number in range(100)))
     spoil(file)
 
 
@@ -301,6 +303,15 @@ def test_who_finds_a_new_file_in_its_place_leaves_it(file: Path) -> None:
     assert damage.put_aside(file, found) is None
     assert aside(file) == ["autoconv.db.damaged-1"]
     assert is_sound(file)
+
+
+def test_who_found_another_file_damaged_leaves_this_one(file: Path) -> None:
+    spoil(file)
+    found = damage.identity_of(file)
+    assert found is not None
+    assert damage.put_aside(file, (found[0], found[1] + 1)) is None
+    assert damage.put_aside(file, None) is None
+    assert damage.put_aside(file, found) is not None
 
 
 def test_without_its_turn_nobody_renames_anything(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
