@@ -252,7 +252,7 @@ def test_what_is_measured_as_somebody_takes_the_lock_is_written_once_it_is_free(
 # Damage
 
 
-PLACES = [0, 1, 60, 99, 100, 511, 4095, 4096, 4097, 9000, 0.3, 0.6, 0.9, -1]
+PLACES = [0, 1, 60, 99, 511, 4096, 9000, 0.3, 0.9, -1]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -275,7 +275,7 @@ def test_a_file_that_ends_early_is_begun_anew(file: Path, place: float) -> None:
     assert convolve(4, 5).warnings == []
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_file_with_other_bytes_than_it_had_is_put_aside_or_used_as_far_as_it_can_be_understood(
     file: Path, seed: int
 ) -> None:

@@ -106,7 +106,7 @@ edits = st.lists(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=edits, policy=st.sampled_from(("auto", "measure", "predict", "record")))
 def test_no_damage_reaches_a_decision(content: bytes, tmp_path: Path, edits: Sequence[Edit], policy: str) -> None:
     file = tmp_path / "fuzzed" / "autoconv.db"

@@ -18,7 +18,7 @@ from old_schemas import first_schema
 from autoconv.errors import AutoconvWarning, DamagedError, StoreError
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.store import MendingStore, ModelRecord, Qualification, connection, damage, mending, open_store
+from autoconv.store import MendingStore, ModelRecord, Qualification, Store, connection, damage, mending, open_store
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBLEMS = [Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2, 3)]
@@ -203,7 +203,9 @@ def foreign(file: Path) -> None:
 
 
 def foreign_damaged(file: Path) -> None:
-    foreign(file)
+    """So that nothing says any more whose it is but its header."""
+    file.unlink()
+    alter(file, *(f"CREATE TABLE photographs_{number} (id, {'x' * 100})" for number in range(100)))
     spoil(file)
 
 
@@ -303,6 +305,15 @@ def test_who_finds_a_new_file_in_its_place_leaves_it(file: Path) -> None:
     assert is_sound(file)
 
 
+def test_who_found_another_file_damaged_leaves_this_one(file: Path) -> None:
+    spoil(file)
+    found = damage.identity_of(file)
+    assert found is not None
+    assert damage.put_aside(file, (found[0], found[1] + 1)) is None
+    assert damage.put_aside(file, None) is None
+    assert damage.put_aside(file, found) is not None
+
+
 def test_without_its_turn_nobody_renames_anything(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from autoconv.device_lock import hold
 
@@ -376,6 +387,38 @@ def test_only_the_latest_writes_are_remembered(file: Path, monkeypatch: pytest.M
             store.add(PROBLEMS[1], [result(str(number), PROBLEMS[1])])
         os.rename(file, file.with_name("moved"))
         assert [record.run for record in store.records("env", PROBLEMS[1])] == ["2", "3"]
+
+
+def test_a_call_that_is_cut_short_as_the_file_is_begun_anew_is_done_on_the_new_one(file: Path) -> None:
+    asked: list[Store] = []
+
+    def ask(opened: Store) -> None:
+        asked.append(opened)
+        if len(asked) == 1:  # and meanwhile, in another thread
+            alter(file, "PRAGMA wal_checkpoint(TRUNCATE)")
+            spoil(file)
+            store.records("env", PROBLEMS[0])
+        opened.add(PROBLEMS[1], [result("mine", PROBLEMS[1])])
+
+    with closing(MendingStore(file, tell=lambda _: None)) as store:
+        store._ask(ask)
+    assert len(asked) == 2
+    assert runs(file, PROBLEMS[1]) == ["mine"]
+
+
+def test_what_is_written_as_the_file_is_begun_anew_is_written_to_the_new_one(file: Path) -> None:
+    def write(opened: Store) -> None:
+        opened.add(PROBLEMS[1], [mine])
+        if not asked:  # and meanwhile, in another thread
+            asked.append(opened)
+            alter(file, "PRAGMA wal_checkpoint(TRUNCATE)")
+            spoil(file)
+            store.records("env", PROBLEMS[0])
+
+    mine, asked = result("mine", PROBLEMS[1]), list[Store]()
+    with closing(MendingStore(file, tell=lambda _: None)) as store:
+        store._write(mending.Write(write, PROBLEMS[1], (mine,)))
+    assert runs(file, PROBLEMS[1]) == ["mine"]
 
 
 def test_of_many_threads_that_find_the_damage_at_once_none_loses_anything(file: Path) -> None:
