@@ -513,6 +513,7 @@ HOSTILE: dict[str, tuple[list[str], str]] = {
     "missing": (["DROP VIEW results", "DROP TABLE origins", "DROP TABLE problems"], "problems are no plain table"),
     "foreign": (["PRAGMA application_id = 7"], "another program"),
     "newer": ([f"PRAGMA user_version = {connection.SCHEMA + 1}"], "newer autoconv"),
+    "number": (["PRAGMA user_version = -1"], "it has schema -1, which none is"),
     "blob": (
         [
             "CREATE TABLE more (id INTEGER PRIMARY KEY, key, identity, circumstances)",

@@ -94,6 +94,16 @@ def test_a_file_whose_header_is_gone_is_known_by_its_schema(file: Path) -> None:
         assert store.records("env", PROBLEMS[0]) == []
 
 
+@pytest.mark.parametrize("number", [-1, 3 - 2**31])
+def test_a_schema_of_a_number_that_none_has_is_damage(file: Path, number: int) -> None:
+    alter(file, f"PRAGMA user_version = {number}")
+    with pytest.raises(DamagedError, match="move the file away"):
+        open_store(file, readonly=True)
+    with pytest.warns(AutoconvWarning, match="damaged-1"), closing(MendingStore(file)) as store:
+        store.add(PROBLEMS[0], [result("after")])
+    assert runs(file) == ["after"]
+
+
 @pytest.mark.parametrize(
     "statement",
     [

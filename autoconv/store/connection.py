@@ -288,6 +288,7 @@ def schema_of(connection: sqlite3.Connection, file: Path) -> int:
 
     Raises:
         SchemaError: it is not ours, or a newer version's.
+        DamagedError: it is ours, and says a number that no version gave it.
     """
     # One transaction, so that another process's migration is seen whole or not at all.
     connection.execute("BEGIN")
@@ -301,6 +302,9 @@ def schema_of(connection: sqlite3.Connection, file: Path) -> int:
     if application != APPLICATION_ID and (application or number or tables):
         msg = f"{file} is another program's database: name another file in AUTOCONV_DATABASE"
         raise SchemaError(msg)
+    if number < 0:
+        msg = f"{file} says that it has schema {number}, which none is: move the file away and a new one is begun"
+        raise DamagedError(msg)
     if number > SCHEMA:
         msg = (
             f"{file} was written by a newer autoconv (schema {number}, this one knows {SCHEMA}): "
