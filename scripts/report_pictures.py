@@ -7,24 +7,33 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from browser import launched, new_page, program, show
-from PIL import Image
 
 from autoconv import settings
 from autoconv.report.report import write
 from autoconv.store import Selection
 
 ROOT = Path(__file__).resolve().parents[1]
-COLOURS = 128
-"""Of a picture: drawings need no more, and take a third of the bytes."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a picture shows: so much of the page, from one of its parts on."""
+
+    width: int
+    height: int
+    dark: bool = False
+    part: str = ""
+
 
 PICTURES = {
-    "light": {"width": 1280, "height": 1900},
-    "dark": {"width": 1280, "height": 1900, "dark": True},
-    "narrow": {"width": 390, "height": 1700},
+    "light": Picture(1280, 1900),
+    "dark": Picture(1280, 1840, dark=True, part="map"),
+    "narrow": Picture(390, 1500),
 }
 
 
@@ -49,12 +58,11 @@ def main(database: Path, out: Path) -> None:
         with launched(executable) as browser:
             for name, look in PICTURES.items():
                 file = out / f"report-{name}.png"
-                with closing(new_page(browser, **look)) as page:  # type: ignore[arg-type]
+                with closing(new_page(browser, width=look.width, height=look.height, dark=look.dark)) as page:
                     show(page, page_file)
+                    if look.part:
+                        page.locator(f"#{look.part}").evaluate("part => part.scrollIntoView()")
                     page.screenshot(path=file)
-                with Image.open(file) as picture:
-                    small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-                small.save(file, optimize=True)
                 click.echo(f"{file}: {file.stat().st_size / 1e3:.0f} kB")
 
 

@@ -363,6 +363,7 @@ def test_what_the_new_file_has_is_not_written_again(file: Path) -> None:
         store.add(PROBLEMS[1], [result("mine", PROBLEMS[1])])
         with closing(sqlite3.connect(file)) as opened:
             opened.execute("VACUUM INTO ?", (str(file.with_name("copy")),))
+            opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a log is taken for that of whatever file it lies beside
         os.replace(file.with_name("copy"), file)
         assert [record.run for record in store.records("env", PROBLEMS[1])] == ["mine"]
 

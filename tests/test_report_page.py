@@ -44,6 +44,8 @@ AWKWARD = Problem.parse(
 GRADIENT = Problem.parse((1, 4, 6, 6, 4), (8, 3, 3, 3, 4), dtype="float16", padding=1, kind=Kind.WEIGHT_GRADIENT)
 FLIPPED = Problem.parse((1, 4, 6, 6, 4), (8, 1, 3, 3, 4), dtype="bfloat16", flip=True, input_dilation=(1, 2, 2))
 TIMES = "\N{MULTIPLICATION SIGN}"
+LINK = "<a href='https://example.invalid/'>an algorithm</a>"
+UNTIMED = Problem.parse((1, 4, 6, 6, 4), (8, 2, 3, 3, 4))
 PLOTS = ("gains", "map", "speedups", "accuracy", "memory", "regret", "curves", "calibration", "failures")
 
 
@@ -112,6 +114,8 @@ def report(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Repo
         store.add(AWKWARD, rows(AWKWARD, "depth_concat(edges=split)", 500.0))
         store.add(GRADIENT, rows(GRADIENT, "wgrad_convolution", 250.0))
         store.add(FLIPPED, rows(FLIPPED, "kd_decomposition(sum=float32)", 4000.0))
+        unknown = Record(UNTIMED.key, GPU.id, LINK, 1, "", Status.FAILED, detail=HOSTILE, run="r", created=86400.0)
+        store.add(UNTIMED, [unknown])
         for layer, us in zip(LAYERS[:3], (500.0, 800.0, 990.0), strict=True):
             store.add(layer.problem, rows(layer.problem, "depth_concat(edges=split)", us))
     with pytest.MonkeyPatch.context() as patch:
@@ -196,6 +200,7 @@ def test_what_plotly_draws_of_them_is_text_as_well(seen: Seen) -> None:
     """Plotly reads tags in its labels; a point's own text is not drawn by it, but set as text beside the pointer."""
     seen.choose("environment", "1")
     assert re.search("native|depth_concat|kd_decomposition|wgrad_convolution", hover(seen, "accuracy"))
+    assert LINK in (seen.page.text_content("#failures-plot") or "")
     assert seen.page.locator(".plot a, .plot img, .plot b").count() == 0
 
 

@@ -92,7 +92,5 @@ def pack(tables: Mapping[str, Columns], meta: Mapping[str, Any]) -> bytes:
 def _bytes(column: array[Any]) -> bytes:
     found = np.array(column)
     if column.typecode == "f":
-        bits = found.view(np.uint32)
-        whole = np.isfinite(found)
-        found = np.where(whole, (bits + _HALF) & _KEPT_BITS, bits)
+        found = (found.view(np.uint32) + _HALF) & _KEPT_BITS
     return found.astype(found.dtype.newbyteorder("<")).tobytes()
