@@ -30,6 +30,7 @@ from autoconv.store import MendingStore, Qualification, Store, connection, open_
 PROBLEM = Problem.parse((1, 4, 8, 8, 1), (16, 3, 3, 3, 1), padding=1)
 OTHER = Problem.parse((1, 4, 8, 8, 2), (16, 3, 3, 3, 2), padding=1)
 PAGE = 4096
+HEADER = 100
 TOO_LONG_S = 10.0
 BATCH = 250
 
@@ -64,10 +65,13 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
         size = len(found)
         if size < 2:
             break
-        # Of all bytes, or of those at the beginning of a page, which say how it is to be read.
+        # Of all bytes, of those at the beginning of a page, which say how it is to be read, or of the file's header.
         at = chance.randrange(size)
-        if chance.random() < 0.6:
+        kind = chance.random()
+        if kind < 0.5:
             at = min(size - 1, at // PAGE * PAGE + chance.randrange(120))
+        elif kind < 0.7:
+            at = min(size - 1, chance.randrange(HEADER))
         length = chance.choice((1, 2, 4, 16, 100, PAGE))
         match chance.randrange(7):
             case 0 | 1 | 2:

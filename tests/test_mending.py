@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from faults import NOBODY, aside
@@ -92,6 +93,39 @@ def test_a_file_whose_header_is_gone_is_known_by_its_schema(file: Path) -> None:
         opened.write(bytes(100))
     with pytest.warns(AutoconvWarning, match="damaged-1"), closing(MendingStore(file)) as store:
         assert store.records("env", PROBLEMS[0]) == []
+
+
+@pytest.fixture
+def without_columns(file: Path) -> Path:
+    """The database, in whose schema no names stand where an index names its columns: SQLite calls that no memory."""
+    with closing(sqlite3.connect(file)) as opened:
+        opened.execute("PRAGMA journal_mode = DELETE")
+    content = file.read_bytes()
+    start = content.index(b"qualifications (environment,") + len(b"qualifications (environment,")
+    file.write_bytes(content[:start] + b"\xff" * 100 + content[start + 100 :])
+    with closing(sqlite3.connect(file)) as opened, pytest.raises((MemoryError, sqlite3.Error, UnicodeDecodeError)):
+        opened.execute("SELECT count(*) FROM sqlite_master")
+    return file
+
+
+def test_damage_that_sqlite_calls_no_memory_is_put_aside(without_columns: Path) -> None:
+    with pytest.raises(DamagedError):
+        open_store(without_columns, readonly=True)
+    with pytest.warns(AutoconvWarning, match="damaged-1"), closing(MendingStore(without_columns)) as store:
+        store.add(PROBLEMS[0], [result("after")])
+    assert runs(without_columns) == ["after"]
+
+
+def test_where_there_is_no_memory_nothing_is_put_aside(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(damage, "_AMPLE_BYTES", 1 << 60)
+    for module in ("connection", "damage"):
+        monkeypatch.setattr(f"autoconv.store.{module}.schema_of", fail)
+    with pytest.raises(StoreError, match="no memory"):
+        MendingStore(file)
+    assert aside(file) == []
 
 
 @pytest.mark.parametrize("number", [-1, 3 - 2**31])

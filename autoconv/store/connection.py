@@ -39,8 +39,10 @@ POLL_SECONDS = 0.002
 MAX_VALUE = 16_000_000
 """Longest value and row, in bytes, so that damage takes no more memory; ours have some thousand."""
 
-FAILURES = (sqlite3.Error, OSError, OverflowError, UnicodeDecodeError)
-"""What goes wrong with a file; the last where SQLite's message quotes damage that is no text."""
+FAILURES = (sqlite3.Error, OSError, OverflowError, UnicodeDecodeError, MemoryError)
+"""What goes wrong with a file; `UnicodeDecodeError` where SQLite's message quotes damage that is no text, `MemoryError`
+where damage to a schema makes it say that there is no memory (seen of SQLite 3.40).
+"""
 
 OPENING, READING, WRITING, TURN = "open", "read", "write", "take a turn at"
 """What is waited for, each by itself: in WAL mode a database can be read while somebody writes it."""
@@ -129,7 +131,7 @@ def is_busy(error: Exception) -> bool:
 def is_damage(error: Exception) -> bool:
     """Whether an error tells of damage, if the file is ours: all that is asked of SQLite is right by our schema."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return isinstance(error, UnicodeDecodeError) or code in (
+    return isinstance(error, UnicodeDecodeError | MemoryError) or code in (
         sqlite3.SQLITE_CORRUPT,
         sqlite3.SQLITE_NOTADB,
         sqlite3.SQLITE_ERROR,
@@ -169,7 +171,9 @@ def failure(doing: str, file: Path, error: Exception) -> StoreError:
     if code == sqlite3.SQLITE_NOTADB and not _is_surely_ours(file):
         return SchemaError(f"{file} is no SQLite database: move it away, or name another in AUTOCONV_DATABASE")
     reason = str(error)
-    if isinstance(error, OSError):
+    if isinstance(error, MemoryError):
+        reason = "there is no memory for it, or it is damaged"
+    elif isinstance(error, OSError):
         reason = error.strerror or reason
     elif code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
         # SQLite does not say why.

@@ -32,6 +32,7 @@ LOOK_SECONDS = 10.0
 
 _BESIDE = ("-wal", "-shm", "-journal")
 _STEPS_AT_ONCE = 100_000
+_AMPLE_BYTES = 1 << 26
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ def is_damaged(file: Path) -> bool:
             if schema:
                 check_schema(connection, file, schema)
             return bool(connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",))
+    except MemoryError:
+        return _is_there_memory()
     except FAILURES as error:
         _log.debug("a look at %s: %s", file, error)
         return is_damage(error)
@@ -90,6 +93,14 @@ def is_damaged(file: Path) -> bool:
         return True
     except SchemaError:
         return False  # another program's, or a newer version's
+
+
+def _is_there_memory() -> bool:
+    """Whether this process gets far more memory than a look at a sound database takes."""
+    try:
+        return bool(bytearray(_AMPLE_BYTES))
+    except MemoryError:
+        return False
 
 
 def _may_be_renamed(file: Path) -> bool:

@@ -136,11 +136,11 @@ def _opened(file: Path) -> Iterator[sqlite3.Connection]:
             connection.execute(f"PRAGMA {pragma}")
         connection.text_factory = text_or_bytes
         yield connection
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from messages that quote damage
+    except (sqlite3.DatabaseError, UnicodeDecodeError, MemoryError) as error:  # see `connection.FAILURES`
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
             msg = f"{file} is no SQLite database"
             raise SchemaError(msg) from error
-        reason = "it takes longer than its size explains" if steps < 0 else str(error)
+        reason = "it takes longer than its size explains" if steps < 0 else str(error) or "it is damaged"
         msg = f"cannot read {file}: {reason}"
         raise StoreError(msg) from error
     finally:
