@@ -90,6 +90,8 @@ function drawHead(data, about) {
   byId("made").textContent = `Made ${about.made} by autoconv ${about.version}. Decisions are those that calls make with this accuracy and memory limit. The page holds all it shows.`;
 }
 
+/** When what was drawn until now is seen. */
+const painted = () => new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve, 0)); });
 const pause = () => new Promise((resolve) => { setTimeout(resolve, 0); });
 
 async function main() {
@@ -114,12 +116,14 @@ async function main() {
     drawLegend(data, filter);
     follow();
     table.draw();
-    for (const figure of figures) {
-      await pause();
+    // What is at the top is shown first; all else is painted once, since painting takes longer than drawing.
+    for (const [at, figure] of figures.entries()) {
+      if (at < 2) await pause();
       if (mine !== turn) return;
       figure.draw();
     }
-    document.documentElement.dataset.ready = String(Math.round(performance.now()));
+    await painted();
+    if (mine === turn) document.documentElement.dataset.ready = String(Math.round(performance.now()));
   };
   const filter = makeFilter(data, () => page.draw());
   const context = { data, filter, open: explain.open, redraw: (figure) => figure.draw() };

@@ -1,7 +1,7 @@
 /* Plots of what was measured. Each is a figure with `draw`, which shows the problems that pass the filter. */
 
 const MOST_SVG = 4000; // points past which WebGL draws them, where there is any
-const MOST_GL = 30000; // points past which some are left out, evenly, and that is said
+const MOST_GL = 15000; // points past which some are left out, evenly, and that is said
 const TICKS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000];
 
 /** Whether WebGL draws here: without a graphics driver it may not. */
