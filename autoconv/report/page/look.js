@@ -1,19 +1,20 @@
 /* The look: colours, symbols, numbers for people, and elements. Texts are only ever set as text. */
 
-// One colour and symbol an algorithm, the same everywhere; told apart with any kind of colour vision, on light and dark.
+// One colour and symbol an algorithm, the same everywhere. By the simulation of Machado et al. (IEEE TVCG 15, 2009) those
+// that meet in one plot are told apart with any colour vision, on light and on dark; the symbols say it once more.
 const ALGORITHMS = {
   native: ["#8c95a4", "circle", "●"],
-  kd_decomposition: ["#1f77c9", "square", "■"],
-  depth_concat: ["#e69f00", "diamond", "◆"],
-  depth_winograd: ["#009e73", "triangle-up", "▲"],
-  matmul: ["#cc79a7", "cross", "✚"],
-  im2col: ["#8661c5", "x", "✖"],
-  depth_conv2d: ["#56b4e9", "triangle-down", "▼"],
-  turned_kernel: ["#d55e00", "star", "★"],
-  implicit_gemm: ["#a08c2c", "triangle-left", "◀"],
-  wgrad_convolution: ["#c23b66", "triangle-right", "▶"],
-  wgrad_depth_taps: ["#2fa4a4", "hexagon", "⬢"],
-  wgrad_matmuls: ["#9a6a4f", "pentagon", "⬟"],
+  kd_decomposition: ["#218deb", "square", "■"],
+  depth_concat: ["#eba624", "diamond", "◆"],
+  depth_winograd: ["#0ba077", "triangle-up", "▲"],
+  matmul: ["#9b597a", "cross", "✚"],
+  im2col: ["#815bbf", "x", "✖"],
+  depth_conv2d: ["#5eb9f1", "triangle-down", "▼"],
+  turned_kernel: ["#fb7c45", "star", "★"],
+  implicit_gemm: ["#96821f", "triangle-left", "◀"],
+  wgrad_convolution: ["#c03c64", "triangle-right", "▶"],
+  wgrad_depth_taps: ["#4dced5", "hexagon", "⬢"],
+  wgrad_matmuls: ["#a47050", "pentagon", "⬟"],
 };
 const OTHER = ["#6f6f6f", "circle-open", "○"]; // what a newer version may know
 const STATUSES = { failed: "#8c95a4", out_of_memory: "#56b4e9", inaccurate: "#e69f00", wrong: "#d55e00", crashed: "#aa3377" };
