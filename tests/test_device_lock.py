@@ -222,7 +222,7 @@ def test_a_child_that_was_forked_meanwhile_does_not_keep_it(end: str) -> None:
                 process.kill()
                 process.wait()
             os.kill(int(child), 0)  # which is still there
-            with device_lock.hold("gpu") as free:
+            with device_lock.hold("gpu", 30.0) as free:  # it may have come no further than the fork yet
                 assert free
         finally:
             os.kill(int(child), signal.SIGKILL)

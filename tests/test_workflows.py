@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from autoconv import settings
+
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -78,4 +80,4 @@ def test_variables_are_such_as_something_reads() -> None:
     read = (ROOT / "scripts" / "_bootstrap.sh").read_text() + (ROOT / "tests" / "tolerance.py").read_text()
     for _, variables in commands():
         for name in variables:
-            assert name in read or name.startswith("PYTHON"), name
+            assert name in read or name in settings.VARIABLES or name.startswith(("PYTHON", "PIP_")), name
