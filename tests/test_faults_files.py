@@ -157,7 +157,9 @@ def test_a_folder_that_may_only_be_read_costs_one_warning(file: Path) -> None:
     assert aside(file) == []
     file.parent.chmod(0o700)
     dispatch.dispatcher().settle()
-    assert (measured(file, 5), measured(file, 6)) in {(1, 1), (0, 0)}
+    # Some SQLites open it, and then nothing is timed, as no note can be left.
+    kept = (1, 1) if "cannot open" in told.only else (0, 0)
+    assert (measured(file, 5), measured(file, 6)) == kept
 
 
 def test_where_no_folder_can_be_made_all_is_kept_in_memory_and_written_when_it_can(file: Path) -> None:
@@ -427,6 +429,8 @@ def test_a_file_system_without_shared_memory_or_locks_does(
     anew()
     assert decided(4) == "database"
     assert not file.with_name("autoconv.db-wal").exists()
+    with closing(connection.connect(file, readonly=False)) as opened:
+        assert opened.execute("PRAGMA synchronous").fetchone() == (2,)  # less is safe with a write-ahead log alone
     monkeypatch.undo()
 
 

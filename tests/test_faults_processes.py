@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -424,6 +425,8 @@ def test_the_lock_of_a_device_is_waited_for_as_long_as_a_measurement_that_was_as
     mine = replaying.dispatcher(replaying.benches())
     with device_lock.hold(HERE.lock_name) as held:
         assert held
+        start = time.monotonic()
         found = mine.decide(PROBLEMS[0], replaying.asked(database), CPU)
+        assert time.monotonic() - start >= 0.1
     mine.close()
     assert (found.candidate, found.source) == ("native", Source.NATIVE)
