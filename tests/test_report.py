@@ -306,7 +306,7 @@ def test_the_command_says_what_it_wrote(own: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.html"
     done = CliRunner().invoke(main, ["report", str(out)])
     assert done.exit_code == 0, done.output
-    assert f"{out}: {out.stat().st_size / 1e6:.1f} MB, 1 problems of 1 environments" in done.output
+    assert f"{out}: {out.stat().st_size / 1e6:.1f} MB, 1 problem of 1 environment" in done.output
     done = CliRunner().invoke(main, ["report", str(out), "--json"])
     said = json.loads(done.output)
     assert said["bytes"] == out.stat().st_size

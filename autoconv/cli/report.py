@@ -50,5 +50,9 @@ def report(out: Path, databases: Sequence[Path], device: str, networks: Sequence
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
         return
-    what = f"{found.problems} problems of {len(found.environments)} environments"
+    what = f"{_many(found.problems, 'problem')} of {_many(len(found.environments), 'environment')}"
     click.echo(printable(f"{out}: {found.size / 1e6:.1f} MB, {what if found.problems else 'nothing measured yet'}"))
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
