@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from autoconv.errors import StoreError
 from autoconv.mutex import Mutex
 from autoconv.open_stores import begun
 from autoconv.settings import from_environment
-from autoconv.store import default_path, open_store
+from autoconv.store import MemoryStore, MendingStore, default_path, open_store
+from autoconv.store.backlog import Backlog
 
 PROCESSES = 32
 
@@ -232,12 +233,13 @@ def in_a_fork(check: Callable[[], bool]) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of forks amid threads
-def test_a_mutex_that_another_thread_holds_is_free_in_a_forked_child() -> None:
-    mutex, held, done = Mutex(), threading.Event(), threading.Event()
+@contextmanager
+def held_elsewhere(lock: AbstractContextManager[object]) -> Iterator[None]:
+    """Another thread holds the lock meanwhile."""
+    held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with mutex:
+        with lock:
             held.set()
             done.wait(60)
 
@@ -245,12 +247,33 @@ def test_a_mutex_that_another_thread_holds_is_free_in_a_forked_child() -> None:
     thread.start()
     assert held.wait(60)
     try:
-        assert not mutex.acquire(blocking=False)
-        assert in_a_fork(lambda: mutex.acquire(blocking=False))
-        assert not mutex.acquire(blocking=False)  # the parent's is what it was
+        yield
     finally:
         done.set()
         thread.join()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of forks amid threads
+def test_a_mutex_that_another_thread_holds_is_free_in_a_forked_child() -> None:
+    mutex = Mutex()
+    with held_elsewhere(mutex):
+        assert not mutex.acquire(blocking=False)
+        assert in_a_fork(lambda: mutex.acquire(blocking=False))
+        assert not mutex.acquire(blocking=False)  # the parent's is what it was
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_store_or_a_backlog_that_another_thread_is_at_is_of_use_in_a_forked_child(tmp_path: Path) -> None:
+    store, backlog = MendingStore(tmp_path / "some.db"), Backlog()
+
+    def closes() -> bool:
+        signal.alarm(30)  # rather than wait for a lock for ever
+        backlog.pay(MemoryStore())
+        store.close()
+        return True
+
+    with closing(store), held_elsewhere(store._lock), held_elsewhere(backlog._lock):
+        assert in_a_fork(closes)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

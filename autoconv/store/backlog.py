@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from operator import methodcaller
 
+from autoconv.mutex import Mutex
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store.contract import Store
@@ -16,7 +16,7 @@ class Backlog:
     """Measurements and notes, in the order in which they came; true while there are any. Any thread may call."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = Mutex()
         self._records: dict[Problem, list[Record]] = {}
         self._others: list[Callable[[Store], None]] = []
 

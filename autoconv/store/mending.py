@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from autoconv.errors import DamagedError, StoreError
+from autoconv.mutex import Mutex
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store import rows
@@ -70,7 +70,7 @@ class MendingStore:
     def __init__(self, path: Path, tell: Callable[[str], None] = warn_now) -> None:
         self._file = path.absolute()
         self._tell = tell
-        self._lock = threading.RLock()
+        self._lock = Mutex()
         self._closed = False
         self._known: deque[Write] = deque(maxlen=MOST_KNOWN)
         self._owed: list[Write] = []
