@@ -28,6 +28,7 @@ from autoconv import environment
 from autoconv import settings as _settings
 from autoconv.cli._common import Command
 from autoconv.report.tables import console
+from autoconv.store.transfer.export import replacing
 
 
 def show(found: Sequence[Comparison]) -> None:
@@ -41,13 +42,6 @@ def show(found: Sequence[Comparison]) -> None:
     console().print(table)
     for note in (note for one in found for note in one.notes()):
         console().print(note)
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file at once, so that whoever is cut short leaves the one before."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 @click.command(
@@ -92,7 +86,8 @@ def main(
         found.append(measure(NETWORKS[name], asked))
         report = json.dumps(here | {"networks": [one.as_dict() for one in found]}, indent=1)
         if out is not None:
-            write(out, report)
+            with replacing(out) as whole:  # whoever is cut short leaves the one before
+                whole.write_text(report + "\n", encoding="utf-8")
         if not as_json:
             show(found[-1:])
     if as_json:

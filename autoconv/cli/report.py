@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from autoconv.cli._common import Command, json_option, settings
-from autoconv.cli.transfer import network_problems
+from autoconv.cli._selection import device_option, network_option, network_problems
 from autoconv.report.progress import progress_of
 from autoconv.report.words import printable
 
@@ -25,14 +25,8 @@ from autoconv.report.words import printable
     help="Show these files alone; may be given more than once. Default: the user's own database, and those that came "
     "with the package as far as they are of this device.",
 )
-@click.option("--device", default="", help="Only measurements on devices with this in their name, such as M3.")
-@click.option(
-    "--network",
-    "networks",
-    multiple=True,
-    help="Only its convolutions, in every dtype and with their gradients: a packaged workload, a network in one, or a "
-    "CSV file; may be given more than once.",
-)
+@device_option
+@network_option
 @json_option
 def report(out: Path, databases: Sequence[Path], device: str, networks: Sequence[str], as_json: bool) -> None:
     """Write one HTML page about what was measured: gains, winners, accuracy, memory, the cost model, every problem.
@@ -40,6 +34,7 @@ def report(out: Path, databases: Sequence[Path], device: str, networks: Sequence
     It holds all it shows and asks no network for anything, so that it can be kept or sent. Decisions are those that
     calls would make.
     """
+    from autoconv.model.rule.python import plural
     from autoconv.report.report import here, write
     from autoconv.store import Selection
 
@@ -50,9 +45,6 @@ def report(out: Path, databases: Sequence[Path], device: str, networks: Sequence
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
         return
-    what = f"{_many(found.problems, 'problem')} of {_many(len(found.environments), 'environment')}"
+    counts = {"problem": found.problems, "environment": len(found.environments)}
+    what = " of ".join(f"{count} {plural(word, count)}" for word, count in counts.items())
     click.echo(printable(f"{out}: {found.size / 1e6:.1f} MB, {what if found.problems else 'nothing measured yet'}"))
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from autoconv.cli._common import Command, database_option, json_option, settings
+from autoconv.cli._selection import device_option, network_option, network_problems
 from autoconv.cli.rule import export_rule
 from autoconv.report.progress import progress_of
 from autoconv.report.words import printable
@@ -20,15 +21,9 @@ from autoconv.report.words import printable
     epilog="Example: autoconv export m3-max.db --device 'M3 Max' --network wan21, or autoconv export --rule rule.py",
 )
 @click.argument("out", type=click.Path(path_type=Path), metavar="FILE.{db,sqlite,jsonl,csv,py}")
-@click.option("--device", default="", help="Only measurements on devices with this in their name, such as M3.")
+@device_option
 @click.option("--environment", default="", help="Only measurements of the environment whose id begins so.")
-@click.option(
-    "--network",
-    "networks",
-    multiple=True,
-    help="Only its convolutions, in every dtype and with their gradients: a packaged workload, a network in one, or a "
-    "CSV file; may be given more than once.",
-)
+@network_option
 @click.option("--card", is_flag=True, help="Write FILE.md beside a database: what it holds, and what it is worth.")
 @click.option(
     "--datasette",
@@ -138,24 +133,6 @@ def _database(database: Path | None) -> Path:
     from autoconv.store import default_path
 
     return Path(settings(database).database or default_path())
-
-
-def network_problems(networks: Sequence[str]) -> list[Any]:
-    """The convolutions of packaged workloads, of networks in them, and of workload files."""
-    from autoconv.sweep import packaged_workloads, read_workload
-
-    packaged, problems = packaged_workloads(), []
-    for name in networks:
-        if name in packaged or Path(name).suffix.lower() == ".csv":
-            found = read_workload(packaged.get(name, Path(name)))
-        else:
-            layers = (layer for path in packaged.values() for layer in read_workload(path))
-            found = [layer for layer in layers if layer.network.casefold() == name.casefold()]
-        if not found:
-            msg = f"no network is named {name}: name a CSV file, or one of {', '.join(packaged)}"
-            raise click.ClickException(msg)
-        problems += [layer.problem for layer in found]
-    return problems
 
 
 def _report(file: Path, imported: Any) -> dict[str, Any]:

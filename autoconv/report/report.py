@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -14,15 +12,17 @@ from typing import Any
 
 from autoconv._version import __version__
 from autoconv.environment import Environment
-from autoconv.errors import ReportError
+from autoconv.errors import ReportError, StoreError
+from autoconv.open_stores import begun
 from autoconv.report.columns import pack
 from autoconv.report.document import document
 from autoconv.report.gathering import Origin, gather
 from autoconv.report.model_curves import SHARES, model_cards
 from autoconv.settings import Settings
-from autoconv.store import Selection, Store, default_path, open_store
+from autoconv.store import Selection, Store, open_store
 from autoconv.store.shipped import open_shipped
 from autoconv.store.sqlite import imported_files
+from autoconv.store.transfer.export import replacing
 
 Tell = Callable[[float], None]
 
@@ -135,8 +135,8 @@ def _opened(
         if databases:
             yield [opened(path, "file") for path in databases], {}
             return
-        path: Path = settings.database or default_path()
-        own = [opened(path, "own")] if path.exists() else []
+        path = begun(settings)
+        own = [opened(path, "own")] if path is not None else []
         shipped = open_shipped() if here is not None else {}
         for store in shipped.values():
             stack.callback(store.close)
@@ -144,15 +144,8 @@ def _opened(
 
 
 def _write(out: Path, data: bytes) -> None:
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
-        try:
+        with replacing(out) as temporary:
             temporary.write_bytes(data)
-            os.replace(temporary, out)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-            raise
-    except OSError as error:
-        msg = f"cannot write {out}: {error.strerror or error}"
-        raise ReportError(msg) from error
+    except StoreError as error:
+        raise ReportError(str(error)) from error

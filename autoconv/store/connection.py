@@ -84,7 +84,7 @@ def connect(file: Path, *, readonly: bool, immutable: bool = False) -> sqlite3.C
         if not readonly:
             connection = _connect(file)
         elif immutable:
-            return _checked(_open(file, "mode=ro&immutable=1"), file)
+            return _checked(opened(file, "mode=ro&immutable=1"), file)
         else:
             connection = _connect_readonly(file)
     except FAILURES as error:
@@ -200,7 +200,7 @@ def _connect(file: Path) -> sqlite3.Connection:
     # of those that come at the same time to an older schema or none, one changes it.
     with turn(file):
         _create(file)
-        connection = _open(file, "mode=rw")
+        connection = opened(file, "mode=rw")
         try:
             number = schema_of(connection, file)
             if number:
@@ -220,7 +220,7 @@ def _connect(file: Path) -> sqlite3.Connection:
 
 def _connect_readonly(file: Path) -> sqlite3.Connection:
     try:
-        return _checked(_open(file, "mode=ro"), file)
+        return _checked(opened(file, "mode=ro"), file)
     except sqlite3.OperationalError as error:
         # A database in WAL mode needs a -shm file beside it even to be read. Where none can be made, nobody
         # writes either and the file can be taken as it is, unless a crash left changes that wait in another.
@@ -228,7 +228,7 @@ def _connect_readonly(file: Path) -> sqlite3.Connection:
             raise
         if any(_has_content(f"{file}{suffix}") for suffix in ("-wal", "-journal")):
             raise
-    return _checked(_open(file, "mode=ro&immutable=1"), file)
+    return _checked(opened(file, "mode=ro&immutable=1"), file)
 
 
 def _checked(connection: sqlite3.Connection, file: Path) -> sqlite3.Connection:
@@ -246,7 +246,12 @@ def _checked(connection: sqlite3.Connection, file: Path) -> sqlite3.Connection:
     return connection
 
 
-def _open(file: Path, query: str) -> sqlite3.Connection:
+def opened(file: Path, query: str) -> sqlite3.Connection:
+    """A connection to a file by a query of SQLite's URIs, such as `mode=ro`; nothing in the file is looked at.
+
+    Raises:
+        sqlite3.Error: it cannot be opened.
+    """
     connection = sqlite3.connect(
         _uri(file, query),
         uri=True,

@@ -17,8 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 from autoconv.errors import DamagedError, SchemaError
-from autoconv.store import connection as connections
-from autoconv.store.connection import FAILURES, failure, is_damage, is_ours, schema_of, turn
+from autoconv.store.connection import FAILURES, failure, is_damage, is_ours, opened, schema_of, turn
 from autoconv.store.schema import check_schema
 
 Identity = tuple[int, int]
@@ -78,7 +77,7 @@ def is_damaged(file: Path) -> bool:
     """
     end = time.monotonic() + LOOK_SECONDS
     try:
-        with closing(connections._open(file, "mode=ro")) as connection:
+        with closing(opened(file, "mode=ro")) as connection:
             connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS_AT_ONCE)
             schema = schema_of(connection, file)
             if schema:

@@ -25,9 +25,6 @@ from autoconv.store.transfer.imports import import_file
 from autoconv.store.transfer.scrub import scrub
 from autoconv.store.transfer.selection import Selection
 
-SUFFIXES = (".jsonl", *SQLITE_SUFFIXES)
-"""Suffixes of a contribution's file."""
-
 _TOLD = ("memory_bytes", "power", "driver", "cudnn")
 """Circumstances that leave; of the system its name and major version do as well."""
 
