@@ -195,7 +195,7 @@ def _decide(
         run = _with_gradients(run, candidate.name == NATIVE, problem, settings, device)
     if listener is not None:
         run = listener(run, problem, found)
-    if candidate.name == NATIVE and is_untouched(problem) and not waiting and not settings.gradients:
+    elif candidate.name == NATIVE and is_untouched(problem) and not waiting and not settings.gradients:
         known[key] = None
         return None
     run = _adapted(run, dtype, crop, mixed=input.dtype != weight.dtype)

@@ -10,7 +10,7 @@ import atexit
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from autoconv import _calls, device_lock, environment
@@ -380,6 +380,10 @@ class Dispatcher:
     def store(self, settings: Settings, *, strict: bool = False) -> Store:
         """The store of these settings, opened once; where it cannot be, one in memory, or if `strict` `StoreError`."""
         return self._stores.get(settings, strict=strict)
+
+    def name_network(self, name: str, calls: Mapping[Problem, int], settings: Settings) -> None:
+        """Keep how often a network makes each problem, for reports; what goes wrong costs a warning."""
+        self._stores.name_network(settings, name, calls)
 
     def settle(self) -> None:
         """Write what no store could take before, as far as one can now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,6 +194,17 @@ class OpenStores:
             place = self._places[settings.database, settings.readonly]
             place.backlog.do_later(write)
             self._put_off(place)
+
+    def name_network(self, settings: Settings, name: str, calls: Mapping[Problem, int]) -> None:
+        """Keep how often a network makes each problem, in the store of these settings; a warning where that fails, as
+        nothing depends on it. A store that is not begun is not begun for this.
+        """
+        if not calls or settings.readonly or not self.is_begun(settings):
+            return
+        try:
+            self.get(settings).name_network(name, calls)
+        except StoreError as error:
+            self._warn("store", str(error))
 
     def settle(self) -> None:
         """Write what could not be written before, as far as that can be done now."""

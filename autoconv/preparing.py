@@ -6,6 +6,7 @@ once beforehand, with nothing decided, and what it asks for is noted and then ti
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import Counter
@@ -72,6 +73,17 @@ class _Notes:
         return built
 
 
+def title_of(fn: Callable[..., Any]) -> str:
+    """What a function or a model is called among networks, as the class or the function is named; empty for a lambda,
+    and for what else has no name.
+    """
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    last = str(name).rpartition("<locals>.")[2]
+    return "" if "<" in last else last
+
+
 def prepare(
     fn: Callable[..., Any], /, *example: Any, time_limit: str | float | timedelta | None = None, **kwargs: Any
 ) -> Preparation:
@@ -81,7 +93,8 @@ def prepare(
     done. Nothing is decided in that call: convolutions are MLX's own, and what it returns is not evaluated. All that
     it asks of autoconv or of MLX in 3D is noted, in the thread that calls it, and the gradients that it takes where
     `gradients` is on. Then what no database tells of is timed, without the cap on timing inside calls, and
-    kept. Elsewhere in the process functions run patched and uncompiled until it returns.
+    kept; reports show it under the name of the model's class, or of the function. Elsewhere in the process functions
+    run patched and uncompiled until it returns.
 
     Args:
         fn: The function or the model.
@@ -114,7 +127,7 @@ def prepare(
         _calls.noter.reset(noting)
         for key in [key for key in list(_calls.known) if isinstance(key, tuple) and apart in key]:
             _calls.known.pop(key, None)
-    return _tune(notes, end)
+    return _tune(notes, end, title_of(fn))
 
 
 class _AsCalls:
@@ -125,7 +138,7 @@ class _AsCalls:
         self.tune = dispatcher.tune
 
 
-def _tune(notes: _Notes, end: float) -> Preparation:
+def _tune(notes: _Notes, end: float, title: str) -> Preparation:
     from autoconv import environment
     from autoconv.dispatch import dispatcher
     from autoconv.report.progress import progress
@@ -155,6 +168,9 @@ def _tune(notes: _Notes, end: float) -> Preparation:
                 )
     finally:
         _calls.forget()  # decisions made before may be others now
+        if title:
+            for (settings, _), counts in groups:
+                dispatcher().name_network(title, counts, settings)
     endings = Counter(outcome.ending for outcome in outcomes)
     failed = [outcome for outcome in outcomes if outcome.failed]
     return Preparation(

@@ -33,6 +33,11 @@ class Program:
     arguments: tuple[str, ...] = ()
     is_module: bool = False
 
+    @property
+    def title(self) -> str:
+        """What it is called among networks: the module, or the file without its folders."""
+        return self.name if self.is_module else Path(self.name).absolute().name
+
     def run(self) -> None:
         """Run it to its end."""
         sys.argv = ["-m" if self.is_module else self.name, *self.arguments]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -29,17 +30,17 @@ def saved_us(decided: Decision) -> float | None:
 
 @dataclass(frozen=True)
 class _Entry:
-    """The calls of what one decision chose."""
+    """The calls of what one decision chose for a problem."""
 
+    problem: Problem
     saved_us: float | None
     calls: itertools.count[int] = field(default_factory=itertools.count)
 
 
 class Tally:
-    """Counts decisions, and how often what they chose is called where that is not native.
+    """Counts decisions, and how often what they chose is called.
 
-    A call of native gains nothing, so that only calls that gain pay for being counted. What `mx.compile` has traced
-    runs without being called, and is counted once. May be used from any thread.
+    What `mx.compile` has traced runs without being called, and is counted once a trace. May be used from any thread.
     """
 
     def __init__(self) -> None:
@@ -52,9 +53,7 @@ class Tally:
         with self._lock:
             if problem.kind is Kind.FORWARD:
                 self._sources[problem.key] = decided.source
-            if decided.candidate == NATIVE:
-                return run
-            entry = self._entries.setdefault((problem.key, decided.candidate), _Entry(saved_us(decided)))
+            entry = self._entries.setdefault((problem.key, decided.candidate), _Entry(problem, saved_us(decided)))
         count = entry.calls.__next__
         if isinstance(run, InTwoSteps):  # a layer looks for these, to keep what is derived of its weight
             apply = run.apply
@@ -75,6 +74,16 @@ class Tally:
     def shapes(self) -> int:
         """How many different convolutions were decided."""
         return len(self._sources)
+
+    @property
+    def calls(self) -> Counter[Problem]:
+        """How often each convolution and gradient was called so far."""
+        with self._lock:
+            entries = list(self._entries.values())
+        found: Counter[Problem] = Counter()
+        for entry in entries:
+            found[entry.problem] += count_of(entry.calls)
+        return found
 
     @property
     def undecided(self) -> int:

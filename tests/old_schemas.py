@@ -51,3 +51,11 @@ def third_schema(file: Path, records: Sequence[Record], problems: Sequence[str],
     with closing(sqlite3.connect(file, isolation_level=None)) as opened:
         migrations.apply(Database(opened, execute_plugins=False), stop_before="m004_views")
         opened.execute("PRAGMA user_version = 3")
+
+
+def fourth_schema(file: Path, records: Sequence[Record], problems: Sequence[str], environments: Sequence[str]) -> None:
+    """A file as the fourth schema had it."""
+    third_schema(file, records, problems, environments)
+    with closing(sqlite3.connect(file, isolation_level=None)) as opened:
+        migrations.apply(Database(opened, execute_plugins=False), stop_before="m005_networks")
+        opened.execute("PRAGMA user_version = 4")

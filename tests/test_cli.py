@@ -6,6 +6,8 @@ import io
 import json
 import math
 import sys
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -221,6 +223,38 @@ def test_a_sweep_times_a_file_and_knows_it_the_second_time(qualified: Path, tmp_
     second = run("sweep", str(path), "--database", str(qualified))
     assert second.exit_code == 0
     assert "1 problems: 1 known" in second.output
+
+
+@pytest.mark.usefixtures("qualified")
+def test_what_is_pending_has_the_name_and_the_count_of_the_network_that_makes_it_most() -> None:
+    others = [replace(PROBLEM, dtype="float16"), replace(PROBLEM, dtype="bfloat16")]
+    database = settings.current().database
+    assert database is not None
+    with closing(open_store(database)) as store:
+        for problem in (PROBLEM, *others):
+            store.note(environment.of(mx.default_device()).id, problem)
+        store.name_network("seldom.py", {PROBLEM: 1, others[0]: 2})
+        store.name_network("often.py", {PROBLEM: 5})
+    found = json.loads(run("sweep", "--pending", "--no-train", "--json").stdout)["outcomes"]
+    assert [(o["problem"], o["network"], o["count"]) for o in found] == [
+        (PROBLEM.key, "often.py", 5),
+        (others[0].key, "seldom.py", 2),
+        (others[1].key, "pending", 1),
+    ]
+
+
+@pytest.mark.usefixtures("qualified")
+def test_a_workload_of_the_user_s_own_is_a_network_of_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(HEADER + ROW + ROW)
+    database = settings.current().database
+    assert database is not None
+    assert run("sweep", str(path), "--dtype", "float16", "--time-limit", "0.001s").exit_code == 0
+    with closing(open_store(database)) as store:
+        assert store.networks() == {"net": {replace(PROBLEM, dtype="float16"): 2}}
+    assert run("sweep", "svd_unet", "--max-gflop", "0.0001").exit_code == 0
+    with closing(open_store(database)) as store:
+        assert list(store.networks()) == ["net"]
 
 
 @pytest.mark.usefixtures("qualified")

@@ -549,6 +549,29 @@ def test_no_store_keeps_a_call_from_going_on(policy: str, failing: tuple[str, ..
     assert len(caught) == (0 if failing == WRITES and policy == "predict" else 1)
 
 
+def test_a_network_that_cannot_be_kept_costs_one_warning() -> None:
+    made = dispatcher_over(Failing("name_network"))
+    with pytest.warns(AutoconvWarning, match="disk I/O error") as caught:
+        for _ in range(2):
+            made.name_network("decode.py", {PROBLEM: 1}, asked())
+    assert len(caught) == 1
+
+
+def test_a_network_is_kept_while_no_database_can_be_opened(tmp_path: Path) -> None:
+    file = tmp_path / "later" / "own.db"
+    (tmp_path / "later").write_text("in its way")
+    clock = VirtualClock()
+    made = Dispatcher(REGISTRY, clock=clock)
+    chosen = asked("record", database=file)
+    with pytest.warns(AutoconvWarning, match="measurements are kept for this process alone"):
+        made.decide(PROBLEM, chosen, CPU)
+    made.name_network("decode.py", {PROBLEM: 3}, chosen)
+    (tmp_path / "later").unlink()
+    made.close()
+    with contextlib.closing(open_store(file, readonly=True)) as store:
+        assert store.networks() == {"decode.py": {PROBLEM: 3}}
+
+
 def test_where_no_note_can_be_left_nothing_is_timed() -> None:
     benches = Benches(A_WINS)
     made = dispatcher_over(Failing("begin"), benches)

@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from faults import aside, convolve, problem, recall_first_run
-from old_schemas import first_schema, second_schema, third_schema
+from old_schemas import first_schema, fourth_schema, second_schema, third_schema
 
 import autoconv
 from autoconv import _calls, dispatch, environment
@@ -78,7 +78,7 @@ def test_every_schema_is_known_by_what_its_migrations_wrote(tmp_path: Path, sche
         with closing(sqlite3.connect(file, isolation_level=None)) as opened:
             migrate(opened, connection.APPLICATION_ID, schema)
     else:
-        {1: first_schema, 2: second_schema, 3: third_schema}[schema](file, [], [], ["env"])
+        {1: first_schema, 2: second_schema, 3: third_schema, 4: fourth_schema}[schema](file, [], [], ["env"])
     with closing(sqlite3.connect(file)) as opened:
         assert digest(opened, schema) == DIGESTS[schema]
         check_schema(opened, file, schema)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,44 @@ def test_what_a_function_convolves_is_timed_and_then_runs_from_the_database() ->
     after = autoconv.statistics()
     assert after["database"] == before["database"] + 1
     assert autoconv.prepare(function, X, w=W) == autoconv.Preparation(2, 0, 2, 0, 0)
+
+
+class Net(layers.Module):  # type: ignore[misc]
+    """Calls one layer thrice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = layers.Conv3d(4, 4, 3, padding=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.decode(x)
+
+    def decode(self, x: mx.array) -> mx.array:
+        for _ in range(3):
+            x = self.layer(x)
+        return x
+
+
+def shaped(x: mx.array) -> mx.array:
+    return mx.conv3d(x, W)
+
+
+NAMED: dict[str, tuple[Any, dict[str, int]]] = {
+    "a model": (Net, {"Net": 3}),
+    "a method": (lambda: Net().decode, {"Net.decode": 3}),
+    "a function": (lambda: shaped, {"shaped": 1}),
+    "a partial one": (lambda: functools.partial(shaped), {"shaped": 1}),
+    "a lambda": (lambda: lambda x: shaped(2 * x), {}),
+}
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("made", NAMED)
+def test_what_it_makes_is_kept_under_its_name(qualified: Path, made: str) -> None:
+    make, expected = NAMED[made]
+    autoconv.prepare(make(), X)
+    with closing(open_store(qualified, readonly=True)) as store:
+        assert {name: sum(calls.values()) for name, calls in store.networks().items()} == expected
 
 
 def test_models_and_their_layers(asked: list[Problem]) -> None:

@@ -207,6 +207,23 @@ def test_gains_by_network_are_those_of_the_card(tmp_path: Path) -> None:
     assert found.gains == expected["by_network"]
 
 
+def test_networks_of_the_user_s_own_have_their_names_and_counts(own: Path, tmp_path: Path) -> None:
+    known = LAYERS[0].problem
+    for problem, us in ((PROBLEM, 50.0), (WIDE, 100.0), (known, 25.0)):
+        fill(own, problem, HERE, us)
+    with closing(open_store(own)) as store:
+        store.name_network("mine.py", {PROBLEM: 3, known: 1})
+        store.name_network("never timed.py", {Problem.parse((1, 9, 9, 9, 9), (9, 3, 3, 3, 9)): 1})
+    found = written(tmp_path)
+    assert list(found.gains) == ["mine.py", LAYERS[0].network, card.OTHERS]
+    # Native takes 100 us a call: three calls at 50 us and one at 25.
+    assert found.gains["mine.py"]["weighted"] == pytest.approx(400 / (3 * 50 + 25))
+    assert found.gains["mine.py"]["problems"] == 2
+    shown = unpacked(tmp_path / "report.html")
+    assert shown.meta["own"] == ["mine.py"]
+    assert shown.words("problems.networks", "networks")[0] == "3 mine.py"
+
+
 def test_every_column_has_a_row_a_problem_or_candidate(own: Path, tmp_path: Path) -> None:
     fill(own, PROBLEM, HERE)
     fill(own, WIDE, HERE, error=math.inf)
@@ -325,6 +342,10 @@ def test_the_command_narrows_by_network_and_device(own: Path, tmp_path: Path) ->
 
     assert problems() == 2
     assert problems("--network", "svd_unet") == 1
+    with closing(open_store(own)) as store:
+        store.name_network("Mine.py", {PROBLEM: 1})
+    assert problems("--network", "mine.py") == 1
+    assert problems("--network", "mine.py", "--network", "svd_unet") == 2
     assert problems("--device", "A gpu") == 1
     assert problems("--device", "A gpu", "--network", "svd_unet") == 0
 

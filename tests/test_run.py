@@ -10,11 +10,14 @@ import sys
 import time
 import zipfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from autoconv.problem import Problem
 from autoconv.program import is_there, located
+from autoconv.store import open_store
 from autoconv.tally import NOTHING
 
 CONVOLVES = """
@@ -88,6 +91,36 @@ def test_a_program_s_convolutions_are_ours_and_a_line_says_so(folder: Path) -> N
     ended = run(folder, "--", write(folder, CONVOLVES))
     expected = "autoconv: 3 conv3d calls, 1 shape (1 never timed), 0.0 s tuning, estimated gain 0.0 s\n"
     assert ended == (0, "", expected)
+
+
+TWICE = """
+import mlx.core as mx
+mx.set_default_device(mx.cpu)
+x, w = mx.ones((1, 3, 4, 4, 4)), mx.ones((6, 3, 3, 3, 4))
+for _ in range(2):
+    mx.eval(mx.conv3d(x, w), mx.conv3d(x, w), mx.conv3d(x, w, padding=1))
+"""
+
+
+@pytest.mark.parametrize("policy", ["record", "measure"])
+@pytest.mark.parametrize("is_module", [False, True])
+def test_how_often_a_program_makes_each_convolution_is_kept_under_its_name(
+    folder: Path, policy: str, is_module: bool
+) -> None:
+    name = write(folder, TWICE, "decode.py")
+    command = ["-m", "decode"] if is_module else ["--", name]
+    done = run(folder, "--policy", policy, *command, AUTOCONV_BUDGET_MS="1")
+    assert done[0] == 0, done
+    shapes = (1, 3, 4, 4, 4), (6, 3, 3, 3, 4)
+    with closing(open_store(folder / "own.db", readonly=True)) as store:
+        assert store.networks() == {
+            command[-1]: {Problem.parse(*shapes): 4, Problem.parse(*shapes, padding=1): 2},
+        }
+
+
+def test_a_program_of_which_nothing_is_decided_leaves_no_database(folder: Path) -> None:
+    assert run(folder, "--policy", "off", write(folder, CONVOLVES))[0] == 0
+    assert not (folder / "own.db").exists()
 
 
 def test_a_policy_is_that_of_the_program(folder: Path) -> None:

@@ -33,6 +33,7 @@ READS = {
     "qualification",
     "qualifications",
     "trusted_models",
+    "networks",
 }
 
 
@@ -376,6 +377,30 @@ def test_no_model_is_trusted_at_first_and_of_one_file_the_last_counts(store: Sto
     assert store.trusted_models() == [other, again]
 
 
+def test_of_a_network_every_problem_has_the_count_of_its_last_run(store: Store) -> None:
+    assert store.networks() == {}
+    store.name_network("decode.py", {PROBLEMS[0]: 3, PROBLEMS[1]: 1})
+    store.name_network("decode.py", {PROBLEMS[1]: 4, PROBLEMS[2]: 0})
+    store.name_network("UNet", {PROBLEMS[1]: 2})
+    store.name_network("nothing", {})
+    assert store.networks() == {"decode.py": {PROBLEMS[0]: 3, PROBLEMS[1]: 4}, "UNet": {PROBLEMS[1]: 2}}
+    assert store.problems("a") == store.pending("a") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("two\nlines\t and\x1b[31m more ", "two lines and [31m more"),
+        ("\ud800 alone", "alone"),
+        ("n" * 101, "n" * 100),
+        ("\u202e", "unnamed"),
+    ],
+)
+def test_a_network_s_name_is_one_line_that_prints(store: Store, name: str, kept: str) -> None:
+    store.name_network(name, {PROBLEMS[0]: 1})
+    assert store.networks() == {kept: {PROBLEMS[0]: 1}}
+
+
 def test_a_model_without_a_finite_time_is_refused(store: Store) -> None:
     with pytest.raises(ValueError, match="finite"):
         store.trust_model(ModelRecord("cpu", "a.npz", "ab", created=math.nan))
@@ -400,6 +425,8 @@ CALLS: dict[str, Callable[[Store], object]] = {
     "qualifications": lambda store: store.qualifications(),
     "trust_model": lambda store: store.trust_model(ModelRecord("cpu", "a.npz", "ab")),
     "trusted_models": lambda store: store.trusted_models(),
+    "name_network": lambda store: store.name_network("a.py", {PROBLEMS[0]: 1}),
+    "networks": lambda store: store.networks(),
 }
 
 
@@ -495,12 +522,20 @@ class Agreement(RuleBasedStateMachine):
         for store in (self.memory, self.file):
             store.trust_model(ModelRecord("cpu", file, "ab", None, problems, created))
 
+    @rule(
+        name=st.sampled_from(["a.py", "a\n.py", "b"]), calls=st.dictionaries(problems, st.integers(-1, 5), max_size=2)
+    )
+    def name(self, name: str, calls: dict[Problem, int]) -> None:
+        for store in (self.memory, self.file):
+            store.name_network(name, calls)
+
     def teardown(self) -> None:
         """Compare all that can be asked, once a run, since reading changes nothing."""
         with self.folder, closing(self.file):
             assert self.file.environments() == self.memory.environments()
             assert list(self.file.all_records()) == list(self.memory.all_records())
             assert self.file.trusted_models() == self.memory.trusted_models()
+            assert self.file.networks() == self.memory.networks()
             for environment in ENVIRONMENTS:
                 assert self.file.problems(environment) == self.memory.problems(environment)
                 assert self.file.pending(environment) == self.memory.pending(environment)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from old_schemas import first_schema, second_schema, third_schema
+from old_schemas import first_schema, fourth_schema, second_schema, third_schema
 
 from autoconv.errors import SchemaError
 from autoconv.problem import Problem
@@ -57,7 +57,14 @@ def third(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("schema", ["file", "second", "third"])
+@pytest.fixture
+def fourth(tmp_path: Path) -> Path:
+    path = tmp_path / "fourth.db"
+    fourth_schema(path, RECORDS, [problem.key for problem in PROBLEMS], ["env", "other"])
+    return path
+
+
+@pytest.mark.parametrize("schema", ["file", "second", "third", "fourth"])
 def test_every_record_is_there_in_its_order(schema: str, request: pytest.FixtureRequest) -> None:
     file: Path = request.getfixturevalue(schema)
     with closing(open_store(file)) as store:
@@ -69,7 +76,7 @@ def test_every_record_is_there_in_its_order(schema: str, request: pytest.Fixture
         assert store.environments() == {"env": ({"device": "env"}, {})}
 
 
-@pytest.mark.parametrize("schema", ["file", "second", "third"])
+@pytest.mark.parametrize("schema", ["file", "second", "third", "fourth"])
 def test_it_is_as_a_new_one(schema: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     file: Path = request.getfixturevalue(schema)
     open_store(file).close()
@@ -172,6 +179,37 @@ def test_no_export_tells_of_models_and_no_import_makes_one_trusted(
     assert not found.broken
     with closing(open_store(tmp_path / "new.db")) as store:
         assert store.trusted_models() == []
+
+
+def test_networks_are_none_before_they_are_kept(fourth: Path) -> None:
+    with closing(open_store(fourth, readonly=True)) as store:
+        assert store.networks() == {}
+    with closing(open_store(fourth)) as store:
+        store.name_network("a.py", {PROBLEMS[0]: 2})
+        assert store.networks() == {"a.py": {PROBLEMS[0]: 2}}
+
+
+@pytest.mark.parametrize("suffix", ["db", "jsonl", "csv"])
+def test_no_export_tells_of_networks_and_no_import_names_one(fourth: Path, tmp_path: Path, suffix: str) -> None:
+    with closing(open_store(fourth)) as store:
+        store.name_network("secret-name.py", {PROBLEMS[0]: 2})
+        store.name_network("secret-name.py", {Problem.parse((7, 7, 7, 7, 7), (7, 7, 7, 7, 7)): 1})
+    out = tmp_path / f"out.{suffix}"
+    export(fourth, out)
+    assert b"secret-name" not in out.read_bytes()
+    assert b"7,7,7,7,7" not in out.read_bytes()
+    if suffix != "db":
+        return
+    with closing(open_store(out)) as store:
+        assert store.networks() == {}
+        store.name_network("secret-name.py", {PROBLEMS[0]: 2})
+    with closing(sqlite3.connect(out)) as opened:
+        opened.execute("PRAGMA journal_mode = DELETE")
+    found = import_file(tmp_path / "new.db", out, known={"native", "fft"})
+    assert found.rejected  # it was read: its environments are no real ones
+    assert not found.broken
+    with closing(open_store(tmp_path / "new.db")) as store:
+        assert store.networks() == {}
 
 
 def test_the_view_shows_a_readable_row_a_record(file: Path) -> None:

@@ -215,6 +215,7 @@ def test_every_table_is_strict(file: Path) -> None:
         "candidates",
         "environments",
         "models",
+        "networks",
         "notes",
         "origins",
         "pending",

@@ -47,10 +47,25 @@ def test_each_decision_counts_its_own_calls() -> None:
     assert tally.line(30, 1.5) == "30 conv3d calls, 2 shapes, 1.5 s tuning, estimated gain 1.1 ms"
 
 
-def test_native_runs_as_it_is() -> None:
+def test_native_gains_nothing() -> None:
     tally = Tally()
-    assert tally.counted(first, PROBLEM, decision(NATIVE, None)) is first
+    tally.counted(first, PROBLEM, decision(NATIVE, None))(ARRAY, ARRAY)
     assert tally.line(1, 0.0) == "1 conv3d call, 1 shape, 0.0 s tuning, estimated gain 0.0 s"
+
+
+def test_of_each_problem_all_calls_are_known_whatever_was_chosen() -> None:
+    tally = Tally()
+    gradient = Problem.parse(PROBLEM.input_shape, PROBLEM.weight_shape, kind=Kind.INPUT_GRADIENT)
+    runs = [
+        tally.counted(first, PROBLEM, decision(NATIVE, None)),
+        tally.counted(first, PROBLEM, decision("im2col", 0.5)),
+        tally.counted(first, gradient, decision("im2col", 0.5)),
+    ]
+    for times, run in enumerate(runs, start=1):
+        for _ in range(times):
+            run(ARRAY, ARRAY)
+    tally.counted(first, OTHER, decision(NATIVE, None))
+    assert tally.calls == {PROBLEM: 3, gradient: 3, OTHER: 0}
 
 
 def test_two_steps_stay_two_and_are_counted_once() -> None:

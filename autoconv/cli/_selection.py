@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from autoconv.problem import Problem
 
 
 def device_option(function: Callable[..., None]) -> Callable[..., None]:
@@ -22,24 +27,50 @@ def network_option(function: Callable[..., None]) -> Callable[..., None]:
         "--network",
         "networks",
         multiple=True,
-        help="Only its convolutions, in every dtype and with their gradients: a packaged workload, a network in one, "
-        "or a CSV file; may be given more than once.",
+        help="Only its convolutions, in every dtype and with their gradients: a network that the database knows, as a "
+        "program that `autoconv run` ran, a packaged workload, a network in one, or a CSV file; may be given more "
+        "than once.",
     )(function)
 
 
-def network_problems(networks: Sequence[str]) -> list[Any]:
-    """The convolutions of packaged workloads, of networks in them, and of workload files."""
+def network_problems(networks: Sequence[str], databases: Sequence[Path] = ()) -> list[Any] | None:
+    """The convolutions of networks that databases know, of packaged workloads, of networks in them, and of workload
+    files; None where no network is asked for.
+
+    Raises:
+        ClickException: none is named so.
+        StoreError: a database cannot be read.
+        WorkloadError: a workload file cannot.
+    """
+    if not networks:
+        return None
     from autoconv.sweep import packaged_workloads, read_workload
 
     packaged, problems = packaged_workloads(), []
+    own = _known_to(databases)
     for name in networks:
+        if name.casefold() in own:
+            problems += own[name.casefold()]
+            continue
         if name in packaged or Path(name).suffix.lower() == ".csv":
             found = read_workload(packaged.get(name, Path(name)))
         else:
             layers = (layer for path in packaged.values() for layer in read_workload(path))
             found = [layer for layer in layers if layer.network.casefold() == name.casefold()]
         if not found:
-            msg = f"no network is named {name}: name a CSV file, or one of {', '.join(packaged)}"
+            msg = f"no network is named {name}: name a CSV file, or one of {', '.join([*own, *packaged])}"
             raise click.ClickException(msg)
         problems += [layer.problem for layer in found]
     return problems
+
+
+def _known_to(databases: Sequence[Path]) -> dict[str, list[Problem]]:
+    """The convolutions of the networks that databases know, by their names in lower case."""
+    from autoconv.store import open_store
+
+    found: defaultdict[str, list[Problem]] = defaultdict(list)
+    for path in databases:
+        with closing(open_store(path, readonly=True)) as store:
+            for name, calls in store.networks().items():
+                found[name.casefold()] += calls
+    return dict(found)

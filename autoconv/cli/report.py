@@ -35,11 +35,13 @@ def report(out: Path, databases: Sequence[Path], device: str, networks: Sequence
     calls would make.
     """
     from autoconv.model.rule.python import plural
+    from autoconv.open_stores import begun
     from autoconv.report.report import here, write
     from autoconv.store import Selection
 
-    selection = Selection(device, problems=network_problems(networks) if networks else None)
     chosen = settings(databases[0] if databases else None)
+    own = begun(chosen)
+    selection = Selection(device, problems=network_problems(networks, databases or ([own] if own else [])))
     with progress_of(f"writing {out.name}") as tell:
         found = write(out, chosen, selection, None if databases else here(), databases, tell)
     if as_json:

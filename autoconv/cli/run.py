@@ -62,13 +62,15 @@ def run(policy: str | None, module: str | None, program: tuple[str, ...]) -> Non
         raise click.UsageError(msg)
     if policy is not None:
         settings.configure(policy=policy)
-    _patch_and_tell()
+    _patch_and_tell(found.title)
     raise Handover(found.run)
 
 
-def _patch_and_tell() -> None:
-    """Patch, and tell what happened once the program has ended, its threads and what it registered for that too."""
-    from autoconv import _calls, patching
+def _patch_and_tell(title: str) -> None:
+    """Patch; once the program has ended, its threads and what it registered for that too, tell what happened, and keep
+    how often it made each convolution under its title.
+    """
+    from autoconv import _calls, patching, settings
     from autoconv.tally import Tally
 
     tally, process = Tally(), os.getpid()
@@ -80,6 +82,10 @@ def _patch_and_tell() -> None:
             return
         with contextlib.suppress(OSError, ValueError):  # closed by the program or its reader
             print(f"autoconv: {tally.line(patching.calls(), _tuned_s())}", file=sys.__stderr__, flush=True)
+        if "autoconv.dispatch" in sys.modules:  # else nothing was decided
+            from autoconv.dispatch import dispatcher
+
+            dispatcher().name_network(title, tally.calls, settings.current())
 
     atexit.register(tell)
 

@@ -6,7 +6,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,10 +155,16 @@ def sweep(
 
     chosen = settings(database, policy="measure")
     noted = _noted(chosen) if wanted.pending else []
-    layers = _layers(wanted, noted)
+    layers = [*_workload_layers(wanted, chosen), *_random_layers(wanted), *noted]
+    layers = _each_once(layers, wanted.max_gflop)
     with stopping(tell_of_stop) as stop:
         how = _How(
-            chosen, not resume, frozenset(noted), math.inf if time_limit is None else time_limit, stop, on_battery
+            chosen=chosen,
+            refresh=not resume,
+            again=frozenset(layer.problem for layer in noted),
+            limit_s=math.inf if time_limit is None else time_limit,
+            stop=stop,
+            on_battery=on_battery,
         )
         try:
             swept = _here(layers, how) if scheduler is None else _fleet(layers, how, scheduler, insecure)
@@ -325,31 +332,72 @@ def _teller(advance: Callable[[str], None]) -> Callable[[Outcome], None]:
     return tell
 
 
-def _noted(chosen: Settings) -> list[Problem]:
-    """The problems that calls noted."""
+def _noted(chosen: Settings) -> list[Layer]:
+    """The problems that calls noted, as layers of the networks that made them, where that is known."""
     from autoconv import environment
     from autoconv._backend import mx
     from autoconv.dispatch import dispatcher
+    from autoconv.sweep import Layer
 
-    return dispatcher().store(chosen, strict=True).pending(environment.of(mx.default_device()).id)
+    store = dispatcher().store(chosen, strict=True)
+    most: dict[Problem, tuple[int, str]] = {}
+    for name, calls in store.networks().items():
+        for problem, count in calls.items():
+            most[problem] = max(most.get(problem, (0, "")), (count, name))
+    layers = []
+    for place, problem in enumerate(store.pending(environment.of(mx.default_device()).id), start=1):
+        count, name = most.get(problem, (1, "pending"))
+        layers.append(Layer(name, "", str(place), count, problem, ""))
+    return layers
 
 
-def _layers(asked: _Asked, noted: Sequence[Problem]) -> list[Layer]:
-    """The layers to time: each problem once."""
-    from autoconv.problem import Kind
-    from autoconv.sweep import Layer, packaged_workloads, random_layers, read_workload
-    from autoconv.sweep.runner import unique
+def _workload_layers(asked: _Asked, chosen: Settings) -> list[Layer]:
+    """The layers of workloads, as they are asked for; of the user's own files the database keeps whose they are."""
+    from autoconv.dispatch import dispatcher
+    from autoconv.sweep import packaged_workloads, read_workload
+
+    packaged, layers = packaged_workloads(), []
+    for name in asked.workloads:
+        found = read_workload(packaged.get(name, Path(name)))
+        if asked.dtypes:
+            found = [replace(la, problem=replace(la.problem, dtype=d)) for la in found for d in asked.dtypes]
+        found = _with_gradients(found, asked)
+        layers += found
+        if name not in packaged:
+            store = dispatcher().store(chosen, strict=True)
+            for network in dict.fromkeys(layer.network for layer in found):
+                store.name_network(network, _counts(layer for layer in found if layer.network == network))
+    return layers
+
+
+def _random_layers(asked: _Asked) -> list[Layer]:
+    """The layers that are drawn."""
+    from autoconv.sweep import random_layers
     from autoconv.sweep.sampler import MAX_GFLOP
 
-    packaged = packaged_workloads()
-    layers = [layer for name in asked.workloads for layer in read_workload(packaged.get(name, Path(name)))]
-    if asked.dtypes:
-        layers = [replace(la, problem=replace(la.problem, dtype=d)) for la in layers for d in asked.dtypes]
-    if asked.count:
-        most = asked.max_gflop or MAX_GFLOP
-        layers += random_layers(asked.count, asked.seed, max_gflop=most, dtypes=asked.dtypes or None)
-    if asked.gradients:
-        layers = [replace(la, problem=replace(la.problem, kind=kind)) for la in layers for kind in Kind]
-    if noted:
-        layers += [Layer("pending", "", str(i), 1, problem, "") for i, problem in enumerate(noted, start=1)]
-    return [la for la in unique(layers) if asked.max_gflop is None or la.problem.flops <= asked.max_gflop * 1e9]
+    if not asked.count:
+        return []
+    most = asked.max_gflop or MAX_GFLOP
+    return _with_gradients(random_layers(asked.count, asked.seed, max_gflop=most, dtypes=asked.dtypes or None), asked)
+
+
+def _with_gradients(layers: Sequence[Layer], asked: _Asked) -> list[Layer]:
+    """The layers, each with both of its gradients where these are asked for."""
+    from autoconv.problem import Kind
+
+    kinds = tuple(Kind) if asked.gradients else (Kind.FORWARD,)
+    return [replace(layer, problem=replace(layer.problem, kind=kind)) for layer in layers for kind in kinds]
+
+
+def _counts(layers: Iterable[Layer]) -> Counter[Problem]:
+    found: Counter[Problem] = Counter()
+    for layer in layers:
+        found[layer.problem] += layer.count
+    return found
+
+
+def _each_once(layers: Iterable[Layer], max_gflop: float | None) -> list[Layer]:
+    """The layers to time: each problem once, and none that is larger than is wanted."""
+    from autoconv.sweep.runner import unique
+
+    return [layer for layer in unique(layers) if max_gflop is None or layer.problem.flops <= max_gflop * 1e9]

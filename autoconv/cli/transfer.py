@@ -76,7 +76,7 @@ def export(
     if rule:
         export_rule(
             out,
-            Selection(device, environment, network_problems(networks) if networks else None),
+            Selection(device, environment, _problems(networks, database)),
             backend,
             database,
             force,
@@ -85,7 +85,7 @@ def export(
     if beside and out.suffix.lower() not in SQLITE_SUFFIXES:
         msg = f"{beside} goes with a database: name a file with suffix {' or '.join(SQLITE_SUFFIXES)}"
         raise click.UsageError(msg)
-    selection = Selection(device, environment, network_problems(networks) if networks else None)
+    selection = Selection(device, environment, _problems(networks, database))
     source = _database(database)
     with progress_of("exporting") as tell:
         exported = write(source, out, selection=selection, force=force, tell=tell)
@@ -127,6 +127,14 @@ def import_(files: Sequence[Path], database: Path | None, as_json: bool) -> None
             _print(report)
     if any(report.get("error") or report["rejected"] for report in reports):
         raise click.exceptions.Exit(1)
+
+
+def _problems(networks: Sequence[str], database: Path | None) -> list[Any] | None:
+    """The convolutions of networks, those that the database knows among them."""
+    from autoconv.open_stores import begun
+
+    own = begun(settings(database))
+    return network_problems(networks, [own] if own else [])
 
 
 def _database(database: Path | None) -> Path:

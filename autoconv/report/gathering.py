@@ -112,7 +112,7 @@ def gather(
         here: Id of this machine's environment; empty where it does not matter, as for files that were asked for.
         tell: Called now and then with how much is done, 1 being all.
     """
-    gatherer = _Gatherer(shipped, settings, here)
+    gatherer = _Gatherer(shipped, settings, here, _networks_of([store for _, store in own]))
     total = sum(len(store.problems(e)) for _, store in own for e in store.environments()) or 1
     done = 0
     for origin, store in own:
@@ -132,6 +132,16 @@ def gather(
                     if selection.takes_problem(problem.key):
                         gatherer.take_shipped(Origin(name, "shipped"), where, problem, records, passed_here)
     return gatherer.gathered()
+
+
+def _networks_of(stores: Sequence[Store]) -> dict[str, dict[str, int]]:
+    """The user's own networks that make a convolution, by its key, with their counts."""
+    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for store in stores:
+        for name, calls in store.networks().items():
+            for problem, count in calls.items():
+                found[problem.key].setdefault(name, count)
+    return found
 
 
 def _environments(store: Store, selection: Selection) -> Iterator[Environment]:
@@ -174,8 +184,15 @@ class _Passed:
 class _Gatherer:
     """Fills the columns, one problem after another."""
 
-    def __init__(self, shipped: Mapping[str, Store], settings: Settings, here: str) -> None:
+    def __init__(
+        self,
+        shipped: Mapping[str, Store],
+        settings: Settings,
+        here: str,
+        own_networks: Mapping[str, Mapping[str, int]],
+    ) -> None:
         self._settings, self._here = settings, here
+        self._own_networks = own_networks
         self._knowledge = Knowledge(algorithms(), lambda: shipped, WarnOnce())
         self._problems, self._candidates = Columns(PROBLEM_COLUMNS), Columns(CANDIDATE_COLUMNS)
         self._seen: set[tuple[str, str]] = set()
@@ -223,15 +240,17 @@ class _Gatherer:
     def gathered(self) -> Gathered:
         """All of it."""
         environments = [where for _, where in self._environments.values()]
+        own = {name for names in self._own_networks.values() for name in names}
         meta = {
             "environments": [_told(where) for where in environments],
             "sources": list(self._origins.values()),
             "others": OTHERS,
+            "own": sorted(own & self._members.keys()),
             **{name: self._words[name].texts for name in _WORDS},
         }
         by_network = {
             name: gains(self._worth[name], self._members[name])
-            for name in sorted(self._members, key=lambda name: (name == OTHERS, name.casefold()))
+            for name in sorted(self._members, key=lambda name: (name == OTHERS, name not in own, name.casefold()))
         }
         return Gathered(self._problems, self._candidates, meta, by_network, environments)
 
@@ -249,7 +268,8 @@ class _Gatherer:
         decision: Decision | None,
     ) -> None:
         self._seen.add((where.id, problem.key))
-        names = self._by_shape.get(shape_of(problem.key), {OTHERS: 1})
+        known = self._by_shape.get(shape_of(problem.key), {})
+        names = {**known, **self._own_networks.get(problem.key, {})} or {OTHERS: 1}
         self._members.update(names.keys())
         found = worth(decision) if decision is not None else None
         if found is not None:

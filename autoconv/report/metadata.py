@@ -10,7 +10,17 @@ from autoconv.errors import ReportError
 
 SUFFIX = ".metadata.json"
 
-PLAIN = ("candidates", "environments", "models", "notes", "origins", "pending", "problems", "qualifications")
+PLAIN = (
+    "candidates",
+    "environments",
+    "models",
+    "networks",
+    "notes",
+    "origins",
+    "pending",
+    "problems",
+    "qualifications",
+)
 """Tables beneath the views, with `records` and `runs`: of numbers, and for programs."""
 
 _COMMON = {

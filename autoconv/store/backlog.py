@@ -44,6 +44,8 @@ class Backlog:
             self.do_later(methodcaller("add_environment", environment, identity, circumstances))
             for problem in store.pending(environment):
                 self.do_later(methodcaller("note", environment, problem))
+        for name, calls in store.networks().items():
+            self.do_later(methodcaller("name_network", name, calls))
         for qualification in store.qualifications():
             self.do_later(methodcaller("qualify", qualification))
         for problem, records in store.all_records():

@@ -21,7 +21,7 @@ from autoconv.store.schema import check_schema
 APPLICATION_ID = int.from_bytes(b"aCnv")
 """What marks a SQLite file as ours: https://sqlite.org/pragma.html#pragma_application_id."""
 
-SCHEMA = 4
+SCHEMA = 5
 """How many migrations there are; a database's `user_version` says how many it has had."""
 
 READABLE = 2

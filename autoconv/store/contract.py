@@ -9,6 +9,9 @@ from typing import Protocol
 from autoconv.problem import Problem
 from autoconv.record import Record
 
+MAX_NAME = 100
+"""Most characters of the name of a network."""
+
 
 @dataclass(frozen=True)
 class Qualification:
@@ -162,6 +165,20 @@ class Store(Protocol):
 
     def trusted_models(self) -> list[ModelRecord]:
         """The models that are trusted, those trusted first first; none where the database is of an older schema."""
+        ...
+
+    def name_network(self, name: str, calls: Mapping[Problem, int]) -> None:
+        """Keep how often one run of a network of the user's own makes each of these problems.
+
+        In place of what was kept of these problems under the same name; what was kept of others stays. The name is made
+        one line of at most `MAX_NAME` characters; counts below 1 are left out. None leaves in an export.
+        """
+        ...
+
+    def networks(self) -> dict[str, dict[Problem, int]]:
+        """By the name of a network its problems, and how often one run makes each; none where the database is of an
+        older schema.
+        """
         ...
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from autoconv.mutex import Mutex
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store import rows
-from autoconv.store.contract import ModelRecord, Qualification
+from autoconv.store.contract import MAX_NAME, ModelRecord, Qualification
 
 
 class MemoryStore:
@@ -29,6 +29,7 @@ class MemoryStore:
         self._known: dict[str | Problem, None] = {}
         self._qualifications: dict[tuple[str, str, str], Qualification] = {}
         self._models: dict[str, ModelRecord] = {}
+        self._networks: dict[str, dict[Problem, int]] = defaultdict(dict)
 
     @property
     def readonly(self) -> bool:
@@ -180,6 +181,21 @@ class MemoryStore:
         with self._lock:
             self._check_open()
             return list(self._models.values())
+
+    def name_network(self, name: str, calls: Mapping[Problem, int]) -> None:
+        """As the contract says."""
+        kept = {problem: times for problem, times in calls.items() if times > 0}
+        with self._lock:
+            self._check_open()
+            for problem, times in kept.items():
+                self._known.setdefault(problem)
+                self._networks[rows.one_line(name, MAX_NAME)][problem] = times
+
+    def networks(self) -> dict[str, dict[Problem, int]]:
+        """As the contract says."""
+        with self._lock:
+            self._check_open()
+            return {name: dict(calls) for name, calls in self._networks.items()}
 
     def close(self) -> None:
         """As the contract says; what was kept is gone."""

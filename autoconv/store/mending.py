@@ -158,6 +158,15 @@ class MendingStore:
         """As the contract says."""
         return self._ask(lambda store: store.trusted_models())
 
+    def name_network(self, name: str, calls: Mapping[Problem, int]) -> None:
+        """As the contract says."""
+        given = dict(calls)
+        self._write(Write(lambda store: store.name_network(name, given)))
+
+    def networks(self) -> dict[str, dict[Problem, int]]:
+        """As the contract says."""
+        return self._ask(lambda store: store.networks())
+
     def close(self) -> None:
         """As the contract says."""
         with self._lock:

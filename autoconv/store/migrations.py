@@ -506,6 +506,24 @@ def m004_views(db: Database) -> None:
         db.execute(statement)
 
 
+# What networks of the user's own make, by the name of the program, the function or the workload file that made them. A
+# name is a user's: this table leaves in no export and comes with no import.
+_NETWORKS = """
+    CREATE TABLE networks (
+        name TEXT NOT NULL,
+        problem INTEGER NOT NULL REFERENCES problems (id),
+        calls INTEGER NOT NULL,
+        PRIMARY KEY (name, problem)
+    ) STRICT, WITHOUT ROWID
+"""
+
+
+@migrations()
+def m005_networks(db: Database) -> None:
+    """How often the user's own networks make each problem."""
+    db.execute(_NETWORKS)
+
+
 def migrate(connection: sqlite3.Connection, application_id: int, schema: int) -> None:
     """Bring a database to the newest schema and mark it with its number and as ours, all in one transaction.
 

@@ -180,6 +180,12 @@ def problem_of(key: object) -> Problem | None:
         return None
 
 
+def one_line(text: str, most: int) -> str:
+    """The text as a name: in one line, of so many characters at most, without any that do not print; never empty."""
+    printing = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(printing.split())[:most].rstrip() or "unnamed"
+
+
 def json_text(value: Mapping[str, object]) -> str:
     """A mapping as JSON text.
 

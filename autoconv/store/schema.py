@@ -19,8 +19,9 @@ _SECOND = (
 )
 
 _THIRD = (*_SECOND, "models")
+_FIFTH = (*_THIRD, "networks")
 
-OURS: dict[int, tuple[str, ...]] = {1: _FIRST, 2: _SECOND, 3: _THIRD, 4: _THIRD}
+OURS: dict[int, tuple[str, ...]] = {1: _FIRST, 2: _SECOND, 3: _THIRD, 4: _THIRD, 5: _FIFTH}
 """Names of the tables and indices of each schema; what else there is, views for people too, is not used."""
 
 DIGESTS: dict[int, str] = {
@@ -28,6 +29,7 @@ DIGESTS: dict[int, str] = {
     2: "df2d579278b3d85b118351f33dbe68d9c2c0f7f64b47a71d346c3b6c5284a1c5",
     3: "16e7f648eceb7a289aa74c07d6cd083f31acfd767cf77667fe3083e534ee299a",
     4: "16e7f648eceb7a289aa74c07d6cd083f31acfd767cf77667fe3083e534ee299a",
+    5: "86096442352e4e0f411be40b3667b4c15189a8aaa98817dcd876b67f25c825ec",
 }
 """Of each schema's statements, as `digest` makes them."""
 

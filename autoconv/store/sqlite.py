@@ -17,7 +17,7 @@ from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store import rows
 from autoconv.store.connection import FAILURES, READING, WRITING, connect, failure, is_busy, patience, turn, waited
-from autoconv.store.contract import ModelRecord, Qualification, Store
+from autoconv.store.contract import MAX_NAME, ModelRecord, Qualification, Store
 from autoconv.store.tables import LAST, Tables
 
 # Answered from the index on (environment, problem) alone.
@@ -54,6 +54,9 @@ _QUALIFICATIONS = f"""
 _TRUST = f"""
     INSERT OR REPLACE INTO models ({", ".join(rows.MODEL_COLUMNS)})
     VALUES ({", ".join("?" for _ in rows.MODEL_COLUMNS)})
+"""
+_NETWORKS = """
+    SELECT name, key, calls FROM networks JOIN problems ON problems.id = problem ORDER BY name, problem
 """
 _GROUPS_AT_ONCE = 256
 
@@ -263,16 +266,37 @@ class SqliteStore:
 
     def trusted_models(self) -> list[ModelRecord]:
         """As the contract says."""
-        if not self._select("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'models'"):
+        if not self._has("models"):
             return []
         found = self._select(f"SELECT {', '.join(rows.MODEL_COLUMNS)} FROM models ORDER BY id")
         return [model for model in map(rows.model_of, found) if model is not None]
+
+    def name_network(self, name: str, calls: Mapping[Problem, int]) -> None:
+        """As the contract says."""
+        known_as = rows.one_line(name, MAX_NAME)
+        with self.writing() as (connection, tables):
+            kept = [(known_as, tables.problem(problem), times) for problem, times in calls.items() if times > 0]
+            connection.executemany("INSERT OR REPLACE INTO networks (name, problem, calls) VALUES (?, ?, ?)", kept)
+
+    def networks(self) -> dict[str, dict[Problem, int]]:
+        """As the contract says."""
+        found: dict[str, dict[Problem, int]] = {}
+        if self._has("networks"):
+            for name, key, calls in self._select(_NETWORKS):
+                problem = rows.problem_of(key)
+                if problem is not None and isinstance(name, str) and isinstance(calls, int):
+                    found.setdefault(rows.one_line(name, MAX_NAME), {})[problem] = calls
+        return found
 
     def close(self) -> None:
         """As the contract says; twice is once."""
         with self._lock:
             self._closed = True
             self._disconnect()
+
+    def _has(self, table: str) -> bool:
+        """Whether there is this table, which came with a later schema than the first that are read."""
+        return bool(self._select("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)))
 
     def _select(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with self._connected(READING) as (_, tables):

@@ -44,6 +44,8 @@ function prepared(data) {
     data.kernelOf[i] = numbers.get(kernel);
   }
   data.kernels = [...numbers.keys()];
+  const mine = new Set(data.own);
+  data.isOwn = (network) => mine.has(network);
   data.native = data.algorithms.indexOf("native");
   data.ends = (i) => (i + 1 < data.count ? p.first[i + 1] : data.candidates.us.length);
   // Which problem a candidate belongs to, for what is drawn of candidates.
@@ -93,7 +95,10 @@ function labelOf(data, i) {
   return parts.join(", ");
 }
 
-/** The command that explains a problem on the machine where it is run. */
+/** A word of a command for a shell. */
+const quoted = (word) => (/^[\w.+,:=@%-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+
+/** The command that explains a problem on the machine where it is run, in the folder of the file that it came from. */
 function commandOf(data, i) {
   const { input, weight } = shapesOf(data, i);
   const { stride, low, high, dilation, spread, flip } = argumentsOf(data, i);
@@ -107,5 +112,7 @@ function commandOf(data, i) {
   if (flip) parts.push("--flip");
   add("dtype", data.dtypes[data.problems.dtype[i]], "float32");
   add("kind", data.kinds[data.problems.kind[i]], "forward");
+  const source = data.sources[data.problems.source[i]];
+  if (source.kind === "file") parts.push(`--database ${quoted(source.name)}`);
   return parts.join(" ");
 }

@@ -93,7 +93,7 @@ function makeFilterForm(data, filter) {
   for (const set of p.networks) for (const [name] of data.networkSets[set]) networks.set(name, (networks.get(name) ?? 0) + 1);
   const triedCounts = counted(data.candidates.algorithm, data.algorithms);
   const options = {
-    network: [...networks].map(([name, count]) => [name, name, count]).sort((a, b) => a[0].localeCompare(b[0])),
+    network: [...networks].map(([name, count]) => [name, name, count]).sort((a, b) => data.isOwn(b[0]) - data.isOwn(a[0]) || a[0].localeCompare(b[0])),
     environment: counted(p.environment, data.environments.map((_, i) => String(i))).map(([i, , n]) => [i, filter.deviceNames[i], n]),
     dtype: byCount(counted(p.dtype, data.dtypes)),
     kind: byCount(counted(p.kind, data.kinds)),

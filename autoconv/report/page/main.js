@@ -18,12 +18,14 @@ function drawTiles(data, filter) {
     most = Math.max(most, p.speedup[i]);
     if (p.algorithm[i] !== data.native) faster++;
   }
-  const named = gainsOf(data, filter.rows).filter((sum) => sum.name !== data.others);
+  const all = gainsOf(data, filter.rows).filter((sum) => sum.name !== data.others);
+  const mine = all.filter((sum) => data.isOwn(sum.name));
+  const named = mine.length ? mine : all; // those known by their shapes share problems with the user's own
   const before = named.reduce((sum, each) => sum + each.before, 0);
   const after = named.reduce((sum, each) => sum + each.after, 0);
   const tiles = [
     ["Problems", whole(filter.rows.length), `${whole(data.count)} in this report`],
-    ["Gain on networks", after ? times(before / after) : "–", named.length ? `time-weighted, ${whole(named.length)} networks` : "no known network"],
+    ["Gain on networks", after ? times(before / after) : "–", named.length ? `time-weighted, ${named.length === 1 ? named[0].name : `${whole(named.length)} networks${mine.length ? " of yours" : ""}`}` : "no known network"],
     ["Gain on a problem", compared ? times(Math.exp(logs / compared)) : "–", "geometric mean"],
     ["Another than native", compared ? share(faster / compared) : "–", `of ${whole(compared)} that can be compared`],
     ["Most", compared ? times(most) : "–", "as fast as native"],

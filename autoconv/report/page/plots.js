@@ -133,8 +133,8 @@ function gainsOf(data, rows) {
 function gainsFigure({ data, filter }) {
   const figure = makeFigure("gains", "Gain by network", { wide: true });
   figure.draw = () => {
-    const gains = gainsOf(data, filter.rows).sort((a, b) => (a.name === data.others) - (b.name === data.others) || b.gain - a.gain);
-    figure.say("Time of all its convolutions with native, over the time with what is chosen, weighted by how often a pass calls each. A bar selects its network.");
+    const gains = gainsOf(data, filter.rows).sort((a, b) => (a.name === data.others) - (b.name === data.others) || data.isOwn(b.name) - data.isOwn(a.name) || b.gain - a.gain);
+    figure.say("Time of all its convolutions with native, over the time with what is chosen, weighted by how often a pass calls each" + (data.own.length ? "; yours first, then those known by their shapes" : "") + ". A bar selects its network.");
     const narrow = innerWidth < 620;
     const short = (name) => { const most = narrow ? 22 : 46; return name.length > most ? `${name.slice(0, most - 1)}…` : name; };
     const height = Math.max(190, 74 + 21 * gains.length);
@@ -147,7 +147,7 @@ function gainsFigure({ data, filter }) {
     }], {
       height, margin: { l: 20, r: 46, t: 6, b: 44 },
       xaxis: { title: { text: "times as fast as native", standoff: 8 }, range: [1 - (most - 1) * 0.01, most + (most - 1) * 0.06], ticksuffix: "×", nticks: narrow ? 5 : 10 },
-      yaxis: { autorange: "reversed", tickvals: gains.map((_, k) => k), ticktext: gains.map((sum) => plain(short(sum.name)) + "  "), showgrid: false, zeroline: false, title: {}, tickfont: { size: narrow ? 11 : 12 } },
+      yaxis: { autorange: "reversed", tickvals: gains.map((_, k) => k), ticktext: gains.map((sum) => `${plain(short(sum.name))}${data.isOwn(sum.name) ? " (yours)" : ""}  `), showgrid: false, zeroline: false, title: {}, tickfont: { size: narrow ? 11 : 12 } },
     }, {
       tell: (point) => { const sum = gains[point.pointNumber]; return `${sum.name}\n${whole(sum.problems)} problems, ${times(sum.gain)} time-weighted, ${times(sum.most)} at most\n${timeText(sum.before)} with native, ${timeText(sum.after)} as chosen`; },
       open: (point) => filter.set({ network: gains[point.pointNumber].name }),

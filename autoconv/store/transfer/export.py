@@ -170,6 +170,7 @@ def _copy(connection: sqlite3.Connection, out: Path, selection: Selection) -> Ex
         copy.execute("BEGIN")
         copy.execute("DELETE FROM notes")
         copy.execute("DELETE FROM pending")
+        copy.execute("DELETE FROM networks")
         if copy.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'models'").fetchone():
             copy.execute("DELETE FROM models")
         if not selection.is_everything:

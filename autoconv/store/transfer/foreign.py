@@ -50,8 +50,9 @@ _COLUMNS: dict[int, dict[str, tuple[str, ...]]] = {
         "qualifications": ("id", *FIELDS["qualification"]),
     },
 }
-# The third one has models as well, and those of others are not looked at; the fourth has more views.
-_COLUMNS[3] = _COLUMNS[4] = _COLUMNS[2]
+# The third one has models as well and the fifth networks, and those of others are not looked at; the fourth has more
+# views.
+_COLUMNS[3] = _COLUMNS[4] = _COLUMNS[5] = _COLUMNS[2]
 """Tables and columns that are read of each schema; views, triggers and all other tables are not looked at."""
 
 # The columns are those of FIELDS, in their order. CROSS JOIN keeps the order in which tables are read.
@@ -79,7 +80,7 @@ _QUERIES: dict[int, dict[str, str]] = {
         """,
     },
 }
-_QUERIES[3] = _QUERIES[4] = _QUERIES[2]
+_QUERIES[3] = _QUERIES[4] = _QUERIES[5] = _QUERIES[2]
 _SETTINGS = ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0", "ignore_check_constraints = ON")
 _TABLE = "SELECT type, sql FROM sqlite_master WHERE name = ?"
 _XINFO = "SELECT name, hidden FROM pragma_table_xinfo(?)"
