@@ -663,6 +663,21 @@ def test_a_first_run_is_kept_and_what_it_barred_is_named_once() -> None:
     assert told == [[], [wire.values_of(known[0])]]
 
 
+def test_a_first_run_of_a_full_device_is_neither_kept_nor_passed_on() -> None:
+    full = Qualification(HERE.id, fingerprints()[0], barred={"native": "[malloc] Unable to allocate 99 bytes."})
+    told: list[object] = []
+
+    def answer(name: str, where: Environment, request: dict[str, Any]) -> object:
+        told.append(request["qualifications"])
+        return timed(name, where, request) | {"qualifications": [wire.values_of(full)]}
+
+    store, poisoned = MemoryStore(), MemoryStore()
+    poisoned.qualify(full)
+    for each in (store, poisoned):
+        Played(a=answer).sweep([layer(4)], each)
+    assert (store.qualifications(), told) == ([], [[], []])
+
+
 def test_what_earlier_sweeps_did_not_live_to_hear_is_kept_once() -> None:
     store, problem = MemoryStore(), layer(4).problem
 
