@@ -25,15 +25,19 @@ from autoconv.cli import main
 from autoconv.decision import Decision, Source
 from autoconv.dispatch import Dispatcher
 from autoconv.errors import AutoconvWarning, DeviceLostError, TuningError
+from autoconv.knowledge import Knowledge
+from autoconv.model.advisers import ceilings_of
 from autoconv.open_stores import MAX_RETRY_S
 from autoconv.problem import Kind, Problem
 from autoconv.record import Status
+from autoconv.report.gathering import _Passed as Passed
 from autoconv.settings import Settings
-from autoconv.store import MemoryStore, Qualification, open_store
+from autoconv.store import MemoryStore, Qualification, Store, open_store
 from autoconv.tuning.bench import DeviceBench
 from autoconv.tuning.qualification import PATIENCE_S, PROBLEMS, Qualifier, fingerprint, first_run
 from autoconv.tuning.tuner import Plan, tune
 from autoconv.tuning.verification import Verdict
+from autoconv.warn import WarnOnce
 
 REGISTRY = registry("native", "a", "b")
 TABLE: dict[str, Run | Exception] = {"native": Run((6e-3,)), "a": Run((3e-3,)), "b": Run((4e-3,))}
@@ -392,6 +396,32 @@ def test_the_doctor_does_not_believe_it_either(tmp_path: Path) -> None:
     told = CliRunner().invoke(main, ["doctor"])
     assert "the first measurement does it" in told.output
     assert "Unable to allocate" not in told.output
+
+
+def from_the_package(store: Store) -> object:
+    return Knowledge(algorithms(), lambda: {"shipped": store}, WarnOnce()).qualification(HERE, None, gradients=False)
+
+
+def for_a_report(store: Store) -> object:
+    return Passed(store, HERE.id, here=HERE.id)(Kind.FORWARD)
+
+
+def for_a_report_elsewhere(store: Store) -> object:
+    return Passed(store, HERE.id, here="elsewhere")(Kind.FORWARD)
+
+
+def for_a_model(store: Store) -> object:
+    return ceilings_of(HERE, settings.current(), {"shipped": store}) or None
+
+
+@pytest.mark.parametrize("read", [from_the_package, for_a_report, for_a_report_elsewhere, for_a_model])
+def test_nobody_else_believes_it(read: Callable[[Store], object]) -> None:
+    known = Qualification(HERE.id, fingerprint(algorithms()), ceilings={"copy_gb_per_s": 1.0}, created=1.0)
+    store = MemoryStore()
+    store.qualify(known)
+    assert read(store) is not None
+    store.qualify(replace(known, barred={"native": str(UNABLE)}))
+    assert read(store) is None
 
 
 # Native, which is what there is where nothing else is
