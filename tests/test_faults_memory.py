@@ -24,7 +24,7 @@ from autoconv.algorithms import Candidate, algorithms
 from autoconv.cli import main
 from autoconv.decision import Decision, Source
 from autoconv.dispatch import Dispatcher
-from autoconv.errors import AutoconvWarning, DeviceLostError, TuningError
+from autoconv.errors import AutoconvWarning, DeviceLostError, StoreError, TuningError
 from autoconv.knowledge import Knowledge
 from autoconv.model.advisers import ceilings_of
 from autoconv.open_stores import MAX_RETRY_S
@@ -229,6 +229,8 @@ def test_the_first_run_of_gradients_is_put_off_by_itself(kind: Kind, meet: Meet)
     assert decide(made, replace(PROBLEM, kind=kind)).reason.startswith(PUT_OFF)
     assert decide(made, OTHER).candidate == "a"
     assert [q.fingerprint for q in store.qualifications()] == [fingerprint(among)]
+    assert PUT_OFF in made.explanation(replace(OTHER, kind=kind), asked(), CPU).decision.reason
+    assert PUT_OFF not in made.explanation(OTHER, asked(), CPU).decision.reason
 
 
 @pytest.mark.parametrize("error", LASTING, ids=lambda error: str(error)[:30])
@@ -254,6 +256,44 @@ def test_a_device_that_answers_wrongly_for_want_of_memory_is_not_lost_and_nobody
     card.error, card.alive = None, True
     card.clock.pass_(MAX_RETRY_S)
     assert decide(made).candidate == "a"
+
+
+def test_who_breaks_the_device_each_time_it_finds_no_memory_is_not_accused_either(meet: Meet) -> None:
+    class Breaking(Card):
+        """It is right again at the next try."""
+
+        def bench(self, problem: Problem, device: mx.Device) -> ReplayBench:
+            self.alive = True
+            return super().bench(problem, device)
+
+        def fail(self, when: str, name: str) -> None:
+            try:
+                super().fail(when, name)
+            except Exception:
+                self.alive = False
+                raise
+
+    card, store = Breaking(UNABLE, whose=["a"]), MemoryStore()
+    made = meet(card, store)
+    for _ in range(5):
+        assert decide(made).reason.startswith(PUT_OFF)
+        card.clock.pass_(PATIENCE_S)
+    assert (notes(store), store.qualifications()) == ([], [])
+
+
+def test_a_database_without_memory_is_not_taken_for_the_device(meet: Meet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        msg = "the database: out of memory"
+        raise StoreError(msg)
+
+    store = MemoryStore()
+    made = meet(Card(None), store)
+    monkeypatch.setattr(store, "begin", fails)
+    assert decide(made).reason.startswith("no note can be left of what runs")
+
+
+def test_what_else_fails_before_anything_runs_is_told_as_it_is(meet: Meet) -> None:
+    assert decide(meet(Card(LASTING[0], "made"), MemoryStore())).reason.startswith("the bench failed: ")
 
 
 def test_a_device_that_something_else_broke_is_lost(meet: Meet) -> None:
