@@ -28,7 +28,7 @@ from autoconv.model.advisers import Advisers, adviser_for
 from autoconv.model.counsel import Counsel
 from autoconv.mutex import Mutex
 from autoconv.open_stores import Opener, OpenStores, open_file
-from autoconv.problem import Problem
+from autoconv.problem import Kind, Problem
 from autoconv.report.explanation import Explanation
 from autoconv.settings import Policy, Settings
 from autoconv.stall import TOLD_S, StallClock
@@ -248,7 +248,11 @@ class Dispatcher:
             found = found or counsel.taken()
         if found is None:
             asked = counsel if settings.policy is Policy.PREDICT else None
-            found = self._grounds.without_measurement(problem, settings, where, NOWHERE, asked)
+            why = NOWHERE
+            if settings.policy in {Policy.AUTO, Policy.MEASURE}:
+                put_off = self._measurer.put_off(where, gradients=problem.kind is not Kind.FORWARD)
+                why = "; ".join(filter(None, (NOWHERE, put_off)))
+            found = self._grounds.without_measurement(problem, settings, where, why, asked)
         return Explanation(problem, where, found, limit, names, counsel)
 
     # Timing

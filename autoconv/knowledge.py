@@ -19,7 +19,7 @@ from autoconv.mutex import Mutex
 from autoconv.problem import Kind, Problem
 from autoconv.record import Record
 from autoconv.store import Qualification, Store
-from autoconv.tuning.qualification import fingerprint
+from autoconv.tuning.qualification import fingerprint, first_run
 from autoconv.warn import WarnOnce
 
 Shipped = Callable[[], Mapping[str, Store]]
@@ -162,7 +162,7 @@ class Knowledge:
         return None
 
     def _first_run(self, store: Store, where: Environment, *, gradients: bool) -> Qualification | None:
-        return store.qualification(where.id, fingerprint(self._algorithms, gradients=gradients))
+        return first_run(store, where.id, fingerprint(self._algorithms, gradients=gradients))
 
     def _is_verified(self, found: Decision, problem: Problem, passed: Qualification | None) -> bool:
         """Whether a candidate was verified on such a device, by who measured it here or by the device's first run."""

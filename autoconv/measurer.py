@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from autoconv import environment
@@ -21,16 +22,28 @@ from autoconv.decision import NATIVE
 from autoconv.environment import Environment
 from autoconv.errors import AutoconvError, DeviceLostError, StoreError, TuningError
 from autoconv.notes import RACE, STRIKES, ended_processes, noted, race_noted
+from autoconv.open_stores import MAX_RETRY_S, RETRY_S
 from autoconv.problem import Kind, Problem
 from autoconv.record import Record
 from autoconv.settings import Settings
 from autoconv.store import Qualification, Store
-from autoconv.tuning.bench import Bench, Clock
+from autoconv.tuning.bench import Bench, Clock, is_momentary
 from autoconv.tuning.operands import MADE_BYTES, MIN_PART
-from autoconv.tuning.qualification import Qualifier, fingerprint
+from autoconv.tuning.qualification import Qualifier, fingerprint, first_run, tells
 from autoconv.tuning.reference import reference_seconds
 from autoconv.tuning.tuner import Plan, tune
 from autoconv.warn import WarnOnce
+
+_log = logging.getLogger("autoconv")
+
+
+@dataclass(frozen=True)
+class _PutOff:
+    """A first run that is put off: why, for how long, and until when no call tries it again."""
+
+    why: str
+    wait_s: float
+    until: float
 
 
 class Benches(Protocol):
@@ -64,6 +77,8 @@ class Measurer:
         self._isolated = isolated
         self._qualifications: dict[str, Qualification] = {}
         self._qualifiers: dict[str, Qualifier] = {}
+        self._put_off: dict[str, _PutOff] = {}
+        self._logged: set[str] = set()
         self._lost: set[str] = set()
         self._described: set[tuple[Store, str]] = set()
         self._unwritten: dict[tuple[Store, str], Qualification] = {}
@@ -162,10 +177,15 @@ class Measurer:
         known = self._qualifications.get(key)
         if known is None:
             with self._warn.tolerating(strict=False):
-                known = store.qualification(where.id, fingerprint(self._algorithms, gradients=gradients))
+                known = first_run(store, where.id, fingerprint(self._algorithms, gradients=gradients))
             if known is not None:
                 self._qualifications[key] = known
         return known
+
+    def put_off(self, where: Environment, *, gradients: bool = False) -> str:
+        """Why a device's first run, of convolutions or of gradients, is put off; empty if it is not."""
+        keys = (_key(where, g) for g in {False, gradients})
+        return next((self._put_off[key].why for key in keys if key in self._put_off), "")
 
     def _qualify(
         self,
@@ -178,13 +198,16 @@ class Measurer:
         forward: Qualification | None = None,
     ) -> Qualification:
         """The device's qualification, that of gradients where that of convolutions is given; goes on with it if it is
-        not complete.
+        not complete, but inside a call not soon after the device was full.
         """
         gradients = forward is not None
         known = self.qualification(store, where, gradients=gradients)
         if known is not None:
             return known
         key = _key(where, gradients)
+        before = self._put_off.get(key)
+        if before is not None and not strict and self._clock() < before.until:
+            raise TuningError(before.why)
         qualifier = self._qualifiers.get(key)
         if qualifier is None:
             qualifier = self._qualifiers[key] = Qualifier(
@@ -197,13 +220,22 @@ class Measurer:
                 forward=forward,
             )
         done = qualifier.advance(limit_s)
+        if qualifier.shortage:
+            why = f"the first run on this device is put off: {qualifier.shortage}"
+            if key not in self._logged:
+                self._logged.add(key)
+                _log.warning("%s: %s", where, why)
+            wait_s = min(MAX_RETRY_S, 2 * before.wait_s if before is not None else RETRY_S)
+            self._put_off[key] = _PutOff(why, wait_s, self._clock() + wait_s)
+            raise TuningError(why)
+        self._put_off.pop(key, None)
         if done is None:
             msg = "the device is not qualified yet"
             raise TuningError(msg)
         for name, why in done.barred.items():
-            self._warn(f"barred {where.id} {name}", f"{name} is not used on {where}: {why}")
+            self._warn(f"barred {where.id} {name}", _told(name, where, why))
         self._qualifications[key] = done
-        if not store.readonly:
+        if not store.readonly and tells(done):  # else the next process finds out
             self._unwritten[store, key] = done  # and if it cannot be written now, then at a later measurement
             with self._warn.tolerating(strict=strict):
                 store.qualify(done)
@@ -259,6 +291,13 @@ class Measurer:
         except (RuntimeError, ValueError, MemoryError) as error:
             msg = f"the bench failed: {' '.join(str(error).split())}"
             raise TuningError(msg) from error
+
+
+def _told(name: str, where: Environment, why: str) -> str:
+    """What is said of an algorithm that failed a device's first run."""
+    if name == NATIVE:
+        return f"{name} failed the first run on {where}, and is used where it is verified or nothing else is: {why}"
+    return f"{name} is not used on {where}{' in this process' if is_momentary(why) else ''}: {why}"
 
 
 def _key(where: Environment, gradients: bool) -> str:

@@ -855,6 +855,7 @@ class Introduction:
         self.dies = dies
         self.begun: list[str] = []
         self.seconds: list[float] = []
+        self.shortage = ""
 
     def __call__(self, where: Environment, device: mx.Device, among: Sequence[Algorithm], **_: object) -> Introduction:
         self.begun.append(where.id)

@@ -663,6 +663,49 @@ def test_a_first_run_is_kept_and_what_it_barred_is_named_once() -> None:
     assert told == [[], [wire.values_of(known[0])]]
 
 
+def test_a_first_run_of_a_full_device_is_neither_kept_nor_passed_on() -> None:
+    full = Qualification(HERE.id, fingerprints()[0], barred={"native": "[malloc] Unable to allocate 99 bytes."})
+    told: list[object] = []
+
+    def answer(name: str, where: Environment, request: dict[str, Any]) -> object:
+        told.append(request["qualifications"])
+        return timed(name, where, request) | {"qualifications": [wire.values_of(full)]}
+
+    store, poisoned = MemoryStore(), MemoryStore()
+    poisoned.qualify(full)
+    for each in (store, poisoned):
+        Played(a=answer).sweep([layer(4)], each)
+    assert (store.qualifications(), told) == ([], [[], []])
+
+
+def test_one_that_tells_takes_its_place() -> None:
+    mark = fingerprints()[0]
+    full = Qualification(HERE.id, mark, barred={"native": "[malloc] Unable to allocate 99 bytes."})
+    right = Qualification(HERE.id, mark, frozenset({("native", "float32")}))
+
+    def answer(name: str, where: Environment, request: dict[str, Any]) -> object:
+        return timed(name, where, request) | {"qualifications": [wire.values_of(right)]}
+
+    store = MemoryStore()
+    store.qualify(full)
+    Played(a=answer).sweep([layer(4)], store)
+    assert store.qualifications() == [right]
+
+
+def test_a_worker_neither_learns_nor_tells_of_one() -> None:
+    problem, mark = layer(4).problem, fingerprints()[0]
+    full = Qualification(HERE.id, mark, barred={"native": "[malloc] Unable to allocate 99 bytes."})
+    right = Qualification(HERE.id, mark, frozenset({("native", "float32")}))
+    store, poisoned = MemoryStore(), MemoryStore()
+    fleet_worker._learn(store, HERE, problem, {"qualifications": [wire.values_of(full)], "notes": {}})
+    assert store.qualifications() == []
+    poisoned.qualify(full)
+    assert fleet_worker._qualifications(poisoned, HERE) == []
+    fleet_worker._learn(poisoned, HERE, problem, {"qualifications": [wire.values_of(right)], "notes": {}})
+    assert poisoned.qualifications() == [right]
+    assert fleet_worker._qualifications(poisoned, HERE) == [wire.values_of(right)]
+
+
 def test_what_earlier_sweeps_did_not_live_to_hear_is_kept_once() -> None:
     store, problem = MemoryStore(), layer(4).problem
 

@@ -109,10 +109,16 @@ def test_a_candidate_that_raises_costs_nobody_else() -> None:
             "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."
         ),
         RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory"),
+        RuntimeError("cudnnBackendExecute(handle, plan, pack) failed: CUDNN_STATUS_ALLOC_FAILED."),
+        RuntimeError("failed: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED."),
+        MemoryError("std::bad_alloc"),
         RuntimeError("cudaErrorMemoryAllocation"),
         MemoryError(),
     ],
-    ids=["malloc", "metal buffer", "metal resources", "metal command buffer", "cuda", "cuda name", "host"],
+    ids=[
+        *("malloc", "metal buffer", "metal resources", "metal command buffer", "cuda", "cudnn", "cudnn 9", "c++"),
+        *("cuda name", "host"),
+    ],
 )
 def test_memory_that_runs_out_has_a_status_of_its_own(error: Exception) -> None:
     found = race({"native": steady(5), "a": error})

@@ -83,7 +83,7 @@ def ceilings_of(
         settings: The settings, which name the user's own database.
         shipped: Databases that came with the package, by name. Default: those that did.
     """
-    from autoconv.tuning.qualification import fingerprint
+    from autoconv.tuning.qualification import fingerprint, first_run
 
     database = begun(settings)
     asked_for = fingerprint(algorithms())
@@ -98,7 +98,7 @@ def ceilings_of(
                 stack.callback(store.close)
         for store in (*stores, *shipped.values()):
             with suppress(StoreError):  # as above
-                known = store.qualification(where.id, asked_for)
+                known = first_run(store, where.id, asked_for)
                 if known is not None:
                     return known.ceilings
     return {}

@@ -29,7 +29,7 @@ from autoconv.store import Qualification, Store, default_path, open_store
 from autoconv.store import shipped as came_with
 from autoconv.store.connection import SCHEMA
 from autoconv.store.health import Health, health
-from autoconv.tuning.qualification import fingerprint
+from autoconv.tuning.qualification import fingerprint, first_run
 
 if TYPE_CHECKING:
     from autoconv.model.card import Card
@@ -112,7 +112,7 @@ def _database(chosen: Settings, where: Environment) -> tuple[list[Finding], Qual
         with contextlib.closing(open_store(path, readonly=True)) as store:
             problems, pending = len(store.problems(where.id)), len(store.pending(where.id))
             others = len(store.environments()) - (where.id in store.environments())
-            known = store.qualification(where.id, fingerprint(algorithms()))
+            known = first_run(store, where.id, fingerprint(algorithms()))
         state = health(path)
     except StoreError as error:
         advice = "move the file away, or name another by AUTOCONV_DATABASE"

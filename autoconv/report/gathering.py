@@ -24,7 +24,7 @@ from autoconv.report.columns import Columns, Words
 from autoconv.settings import Settings
 from autoconv.store import Qualification, Selection, Store
 from autoconv.store.transfer.selection import shape_of
-from autoconv.tuning.qualification import fingerprint
+from autoconv.tuning.qualification import fingerprint, first_run, tells
 from autoconv.warn import WarnOnce
 
 PROBLEM_COLUMNS = {
@@ -173,10 +173,10 @@ class _Passed:
         gradients = kind is not Kind.FORWARD
         if gradients not in self._known:
             asked_for = fingerprint(algorithms(), gradients=gradients)
-            found = self._store.qualification(self._environment, asked_for)
+            found = first_run(self._store, self._environment, asked_for)
             if found is None and self._environment != self._here:
                 of_it = (q for q in self._store.qualifications() if q.environment == self._environment)
-                found = next((q for q in of_it if q.fingerprint == asked_for), None)
+                found = next((q for q in of_it if q.fingerprint == asked_for and tells(q)), None)
             self._known[gradients] = found
         return self._known[gradients]
 

@@ -34,7 +34,7 @@ from autoconv.sweep.runner import REORDER, Ending, Outcome, as_known
 from autoconv.sweep.scheduler import Failure, Scheduler, Task, checked_address, connected
 from autoconv.sweep.workload import Layer
 from autoconv.tuning.bench import Clock
-from autoconv.tuning.qualification import fingerprint
+from autoconv.tuning.qualification import fingerprint, first_run, tells
 from autoconv.warn import WarnOnce
 
 _log = logging.getLogger("autoconv")
@@ -400,7 +400,7 @@ class _Fleet:
         return None
 
     def _request(self, worker: _Worker, where: Environment, problem: Problem) -> wire.Values:
-        known = (self.store.qualification(where.id, name) for name in self._fingerprints)
+        known = (first_run(self.store, where.id, name) for name in self._fingerprints)
         return {
             "worker": worker.id,
             "problem": problem.key,
@@ -474,7 +474,7 @@ class _Fleet:
         if qualification.fingerprint not in self._fingerprints:
             msg = "it has other algorithms than it said"
             raise ValueError(msg)
-        if self.store.qualification(where.id, qualification.fingerprint) is None:
+        if tells(qualification) and first_run(self.store, where.id, qualification.fingerprint) is None:
             self.store.qualify(qualification)
             for name, why in qualification.barred.items():
                 self._warn(f"barred {where.id} {name}", f"{name} is not used on {where}: {why}")

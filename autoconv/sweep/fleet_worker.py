@@ -39,7 +39,7 @@ from autoconv.store.transfer import scrubbed
 from autoconv.sweep.isolated import Isolated
 from autoconv.sweep.power import awake, hindrance
 from autoconv.sweep.wire import Values, leave_notes, qualification_of, values_of
-from autoconv.tuning.qualification import fingerprint
+from autoconv.tuning.qualification import fingerprint, first_run, tells
 
 TURN_S = 1800.0
 """Seconds that a worker waits for others that time on its device: workers that share one take turns, however long."""
@@ -157,13 +157,13 @@ def _learn(store: Store, where: Environment, problem: Problem, request: Values) 
     """Take over what the sweep's own database knows."""
     for values in request["qualifications"]:
         known = qualification_of(values)
-        if known.environment == where.id and store.qualification(where.id, known.fingerprint) is None:
+        if known.environment == where.id and tells(known) and first_run(store, where.id, known.fingerprint) is None:
             store.qualify(known)
     leave_notes(store, where.id, problem, request["notes"])
 
 
 def _qualifications(store: Store, where: Environment) -> list[Values]:
-    known = (store.qualification(where.id, fingerprint(algorithms(), gradients=g)) for g in (False, True))
+    known = (first_run(store, where.id, fingerprint(algorithms(), gradients=g)) for g in (False, True))
     return [
         values_of(replace(q, barred={name: scrubbed(why) for name, why in q.barred.items()}))
         for q in known

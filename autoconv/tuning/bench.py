@@ -34,12 +34,24 @@ _OUT_OF_MEMORY = (
     "unable to allocate",
     "out of memory",
     "outofmemory",
+    "out_of_memory",
     "insufficient memory",
     "memoryallocation",
+    "alloc_failed",
+    "allocation_failed",
+    "bad_alloc",
     "maximum allowed buffer size",
     "resource limit",
 )
-"""What MLX's allocators and the drivers under them say when memory runs out."""
+"""What MLX's allocators and the libraries and drivers under them say when memory runs out."""
+
+_NEVER_ENOUGH = "maximum allowed buffer size"
+"""One array is larger than the device takes at any time: of these alone no later moment is better."""
+
+_UNAVAILABLE = ("not_initialized", "busy or unavailable", "innocentvictim", "backgroundexecutionnotpermitted")
+"""What is said where the device, for now, takes no work from this process at all: cuDNN and cuBLAS where they find no
+memory to begin in, CUDA where another process has the device, Metal where another's fault was this one's end or an
+application is in the background."""
 
 
 class Bench(Protocol):
@@ -69,6 +81,16 @@ class Bench(Protocol):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of MLX says that memory ran out."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def is_momentary(error: BaseException | str) -> bool:
+    """Whether an error, or what was written down of one, tells of the moment and nothing of what ran: memory that
+    others held, or a device that took no work.
+    """
+    text = str(error).lower()
+    if isinstance(error, MemoryError):
+        return True
+    return _NEVER_ENOUGH not in text and any(words in text for words in (*_OUT_OF_MEMORY, *_UNAVAILABLE))
 
 
 @dataclass

@@ -17,11 +17,11 @@ from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, candidates
 from autoconv.decision import NATIVE
 from autoconv.environment import Environment
-from autoconv.errors import DeviceLostError
+from autoconv.errors import AutoconvError, DeviceLostError
 from autoconv.problem import ITEM_BYTES, Kind, Problem
 from autoconv.rank_sum import ratio
-from autoconv.store.contract import Qualification
-from autoconv.tuning.bench import FAILURES, RESOLUTION_S, Bench, Clock, DeviceBench, timing_stream
+from autoconv.store.contract import Qualification, Store
+from autoconv.tuning.bench import FAILURES, RESOLUTION_S, Bench, Clock, DeviceBench, is_momentary, timing_stream
 from autoconv.tuning.tuner import MIN_SAMPLE_S
 from autoconv.tuning.verification import Verdict
 
@@ -52,6 +52,10 @@ GROSSLY = 10.0
 """An algorithm fails if its error is over this times what passes under `native`; less is a single candidate's
 affair."""
 
+PATIENCE_S = 30.0
+"""How long an algorithm may find no memory, time and again, while the device is right: it may be that it asks for what
+there never is."""
+
 Benches = Callable[[Problem, mx.Device], Bench]
 Guard = Callable[[Problem, Candidate], AbstractContextManager[None]]
 
@@ -69,8 +73,33 @@ def fingerprint(algorithms: Sequence[Algorithm], *, gradients: bool = False) -> 
     return ("gradients:" if gradients else "") + ",".join(sorted(names))
 
 
+def tells(known: Qualification) -> bool:
+    """Whether what a first run found out is about the algorithms alone.
+
+    It is not where it bars one for what was true of that moment: the memory was full, of which a first run that is
+    put off tells nothing, but earlier versions kept it, and native was barred with all others.
+    """
+    return not any(is_momentary(why) for why in known.barred.values())
+
+
+def first_run(store: Store, environment: str, mark: str) -> Qualification | None:
+    """What a store knows of a device from its first run with algorithms of this fingerprint; None where that is
+    nothing, or does not tell of them.
+    """
+    known = store.qualification(environment, mark)
+    return known if known is not None and tells(known) else None
+
+
+class _WrongForNowError(MemoryError):
+    """The device does not answer rightly since memory ran out: what fails meanwhile may do so for that alone."""
+
+
 class Qualifier:
     """Qualifies a device step by step, so that it can be spread over several calls.
+
+    A device that is full or takes no work tells nothing of what ran: that step is left to a later call. An algorithm
+    that finds no memory for `PATIENCE_S`, on a device that is right, is barred in what is found out then, which
+    therefore does not tell (see `tells`) and is to be kept by nobody.
 
     Args:
         environment: The device's environment.
@@ -82,6 +111,9 @@ class Qualifier:
         clock: Seconds.
         forward: The qualification of convolutions, to go on to gradients: its noise and ceilings hold for them, and
             whom it barred stays barred. Default: qualify convolutions.
+
+    Attributes:
+        shortage: What the device lacked, that the last `advance` stopped for; empty if it did not.
     """
 
     def __init__(
@@ -96,6 +128,8 @@ class Qualifier:
         clock: Clock = time.perf_counter,
         forward: Qualification | None = None,
     ) -> None:
+        self.shortage = ""
+        self._short: tuple[str, float] | None = None  # the algorithm that the last step stopped for, and since when
         self._forward = forward
         self._environment = environment
         self._device = device
@@ -126,7 +160,8 @@ class Qualifier:
         ]
 
     def advance(self, seconds: float = math.inf) -> Qualification | None:
-        """Go on for about so many seconds; the qualification once it is complete, else None.
+        """Go on for about so many seconds; the qualification once it is complete, else None, and `shortage` says if the
+        device was why.
 
         Raises:
             DeviceLostError: the device no longer answers rightly.
@@ -135,7 +170,18 @@ class Qualifier:
         while self._steps:
             if self._clock() >= end:
                 return None
-            self._steps.pop(0)()
+            step = self._steps.pop(0)
+            try:
+                step()
+            except AutoconvError:
+                raise
+            except FAILURES as error:
+                if not is_momentary(error):
+                    raise
+                self._steps.insert(0, step)
+                self.shortage = str(error) if isinstance(error, _WrongForNowError) else _in_words(error)
+                return None
+            self.shortage = ""
         return Qualification(
             environment=self._environment.id,
             fingerprint=fingerprint(self._algorithms, gradients=self._forward is not None),
@@ -159,14 +205,21 @@ class Qualifier:
         if candidate.name in self._crashed(problem):
             self._fail(name, problem, "the process ended while it ran")
             return
+        short, self._short = self._short, None
         bench = self._bench(problem, self._device)
+        if self.shortage and not bench.alive():
+            raise _WrongForNowError(self.shortage)
         with self._guard(problem, candidate):
             try:
                 verdict = bench.verify(candidate)
                 if name == NATIVE:
                     self._learn_from_native(problem, verdict, bench, candidate)
             except FAILURES as error:
-                self._fail(name, problem, " ".join(str(error).split())[:200])
+                if is_momentary(error):
+                    self._short = short if short and short[0] == name else (name, self._clock())
+                    if name == NATIVE or self._clock() - self._short[1] < PATIENCE_S or not bench.alive():
+                        raise
+                self._fail(name, problem, _in_words(error)[:200])
                 if not bench.alive():
                     raise DeviceLostError(self._failed[name], candidate.name) from error
                 return
@@ -190,7 +243,7 @@ class Qualifier:
     def _fail(self, name: str, problem: Problem, why: str) -> None:
         if name not in self._failed:
             self._failed[name] = f"{why}, for {problem}"
-            _log.warning("%s is barred on %s: %s", name, self._environment, self._failed[name])
+            _log.warning("%s failed the first run on %s: %s", name, self._environment, self._failed[name])
 
     def _against_itself(self, bench: Bench, candidate: Candidate) -> tuple[float, float]:
         """How far native beats itself, both ways, by the very bound that decides who wins."""
@@ -247,6 +300,11 @@ class Qualifier:
             mx.eval(run())
             best = min(best, self._clock() - start)
         return max(best / CHAIN, RESOLUTION_S)
+
+
+def _in_words(error: BaseException) -> str:
+    """An error in one line, with its kind, since not every one has a text."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _chain(step: Callable[[mx.array], mx.array], start: mx.array) -> mx.array:

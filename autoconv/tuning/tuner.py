@@ -209,20 +209,17 @@ def _with_room_for_one(entries: Sequence[_Progress], problem: Problem, plan: Pla
     needs = [
         e.workspace_bytes
         for e in entries
-        if e.candidate.name not in plan.crashed
-        and (e.is_native or e.candidate.algorithm.name not in plan.barred)
-        and not _past_index(e, problem, plan)
+        if e.candidate.name not in plan.crashed and not _barred(e, plan) and not _past_index(e, problem, plan)
     ]
     return replace(plan, memory_bytes=max(plan.memory_bytes, min(needs, default=0)))
 
 
 def _may_start(entry: _Progress, problem: Problem, backend: str, plan: Plan, best_s: float) -> bool:
     """Whether a candidate is worth its first run; if not, its status says why."""
-    name, algorithm = entry.candidate.name, entry.candidate.algorithm.name
-    if name in plan.crashed:
+    if entry.candidate.name in plan.crashed:
         entry.drop(Status.CRASHED, "the process ended while it ran; not tried again")
-    elif algorithm in plan.barred and not entry.is_native:
-        entry.drop(Status.FAILED, f"barred on this device: {plan.barred[algorithm]}")
+    elif _barred(entry, plan):
+        entry.drop(Status.FAILED, f"barred on this device: {plan.barred[entry.candidate.algorithm.name]}")
     elif _past_index(entry, problem, plan):
         entry.drop(Status.NOT_STARTED, "an array of it has more than 2^31-1 elements, which has ended processes")
     elif entry.workspace_bytes > plan.memory_bytes:
@@ -235,6 +232,12 @@ def _may_start(entry: _Progress, problem: Problem, backend: str, plan: Plan, bes
         if least > HOPELESS * best_s and not entry.is_native:
             entry.drop(Status.TOO_SLOW, f"takes {least * 1e3:.3g} ms at least, the best {best_s * 1e3:.3g} ms")
     return entry.status is Status.OK
+
+
+def _barred(entry: _Progress, plan: Plan) -> bool:
+    """Whether a candidate's algorithm is barred; native is not, in chunks neither: where nothing else is it must be."""
+    name = entry.candidate.algorithm.name
+    return name != NATIVE and name in plan.barred
 
 
 def _past_index(entry: _Progress, problem: Problem, plan: Plan) -> bool:
