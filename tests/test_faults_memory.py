@@ -321,7 +321,7 @@ def test_it_is_not_tried_in_each_call_but_ever_more_seldom(meet: Meet) -> None:
     assert card.tries == 1 + 6 + (600 - 63) // 60
 
 
-def test_a_try_is_held_to_what_is_left_of_the_cap(meet: Meet) -> None:
+def test_once_the_cap_is_spent_it_is_not_tried(meet: Meet) -> None:
     card = Card(UNABLE)
     made = meet(card, MemoryStore())
     capped = settings.with_changes(asked("auto"), {"stall": "0"})
