@@ -18,6 +18,7 @@ from strategies import decomposed_problems, problems
 from autoconv.algorithms import (
     Candidate,
     _chunked,
+    _cuda,
     _depth,
     _weight_gradient,
     candidates,
@@ -65,6 +66,7 @@ def on_metal() -> Iterator[Counter[Call]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mx.metal, "is_available", lambda: True)
+        patch.setattr(_cuda, "is_current", lambda: False)
         for module in ASKING:
             patch.setattr(module, "conv_general", convolution)
         yield asked

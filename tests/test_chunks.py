@@ -29,7 +29,7 @@ from test_algorithms import (
     operands,
     random_array,
 )
-from tolerance import SLACK
+from tolerance import FLOAT32, SLACK
 
 from autoconv import algorithms
 from autoconv.algorithms import Algorithm, Candidate, _chunked, _chunks
@@ -334,7 +334,7 @@ def test_an_input_gradient_is_cut_as_the_convolution_that_it_is() -> None:
     for candidate in found:
         assert algorithms.find(candidate.name, problem, "cpu") == candidate
         gradient = candidate.build(problem)(cotangent, weight)
-        assert np.linalg.norm(host(gradient) - exact) < SLACK * 1e-5 * np.linalg.norm(exact), candidate.name
+        assert np.linalg.norm(host(gradient) - exact) < FLOAT32 * np.linalg.norm(exact), candidate.name
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

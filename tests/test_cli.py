@@ -436,7 +436,7 @@ def test_a_variable_that_cannot_be_is_one_line_of_any_command(tmp_path: Path) ->
 
 def test_a_sweep_that_could_not_time_all_says_so_by_its_exit_code(tmp_path: Path) -> None:
     path = tmp_path / "huge.csv"
-    path.write_text(HEADER + "net,conv1,1,86,482,834,96,3,3,3,3\n")
+    path.write_text(HEADER + "net,conv1,1,8600,4820,834,96,3,3,3,3\n")
     found = run("sweep", str(path), "--database", str(tmp_path / "mine.db"))
     assert found.exit_code == 1
     assert "not timed: net, conv1" in found.output

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import pytest
+from importing import python_path
 from memory import taken
 from replay import Benches, ReplayBench, Run, VirtualClock, nothing_is_timed, registry, replayed
 from tolerance import SLACK
@@ -828,7 +829,7 @@ def test_a_process_that_is_killed_tells_the_next_one_by_what(tmp_path: Path) -> 
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", KILLED, str(file), PROBLEM.key],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(tmp_path)},
+            env={**os.environ, "PYTHONPATH": python_path(Path(__file__).parent), "TMPDIR": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=60,

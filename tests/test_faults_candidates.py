@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from faulty import PROBLEM, Fault, Faulty, error_of, operands
+from faulty import PROBLEM, Fault, Faulty, is_right, operands
 from replay import Benches, Run, registry
 
 import autoconv
@@ -101,7 +101,7 @@ FAULTS = (
 
 
 def call(_made: Dispatcher) -> str:
-    assert error_of(autoconv.conv3d(*operands())) < 1e-6
+    assert is_right(autoconv.conv3d(*operands()))
     return autoconv.explain(*operands()).decision.candidate
 
 
@@ -210,12 +210,11 @@ def noted(database: Path) -> dict[str, int]:
         return store.unended(here(), PROBLEM)
 
 
-def end(process: subprocess.Popen[str], database: Path, strikes: int) -> None:
+def end(process: subprocess.Popen[str], database: Path, notes: dict[str, int]) -> None:
     """See to it that it ends: one that hangs is killed, as its user would, when it left its note."""
-    deadline = time.monotonic() + 20
-    while process.poll() is None and strikes not in noted(database).values() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60  # a GPU's first kernels take seconds
+    while process.poll() is None and noted(database) != notes and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.2)  # native's own note lasts for less
     process.kill()
     process.communicate(timeout=60)
 
@@ -234,14 +233,13 @@ def test_what_ended_two_processes_is_known_to_the_third(death: str, begins: int,
     open_store(database).close()
     for strikes in (1, 2):
         with start(database, death, begins) as process:
-            end(process, database, strikes)
+            end(process, database, {name: strikes})
         assert process.returncode != 0
         assert noted(database) == {name: strikes}
     with start(database, death, begins) as process:
         printed, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    error, candidate = printed.split()
-    assert (float(error) < 1e-6, candidate) == (True, "native")
+    assert printed.split() == ["True", "native"]
     with closing(open_store(database)) as store:
         found = {r.algorithm: r.status for r in store.records(here(), PROBLEM)}
         pending = store.pending(here())

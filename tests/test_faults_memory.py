@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from faulty import PROBLEM as SMALL
-from faulty import Faulty, error_of, operands
+from faulty import Faulty, is_right, operands
 from replay import Benches, ReplayBench, Run, VirtualClock, contenders, registry
 
 import autoconv
@@ -501,7 +501,7 @@ def test_a_call_is_right_though_everything_in_the_first_run_fails(
     )
     with monkeypatch.context() as patch:
         patch.setattr(DeviceBench, "verify", full)
-        assert error_of(autoconv.conv3d(*operands())) < 1e-6
+        assert is_right(autoconv.conv3d(*operands()))
     found = autoconv.explain(*operands())
     assert (found.decision.candidate, PUT_OFF in found.decision.reason) == ("native", True)
     with closing(open_store(tmp_path / "autoconv.db")) as store:

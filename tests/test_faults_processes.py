@@ -21,6 +21,7 @@ from typing import Any
 import platformdirs
 import pytest
 import replaying
+from importing import python_path
 from replaying import CPU, HERE, PROBLEMS
 
 from autoconv import device_lock, dispatch, environment
@@ -46,10 +47,9 @@ class Done:
 
 def run(script: str, *arguments: object, **variables: str) -> Done:
     """A script's end, with the tests' own modules at hand; one that hangs is killed with its children."""
-    folders = (str(Path(__file__).parent), str(Path(__file__).parents[1]))
     with subprocess.Popen(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), **variables},
+        env={**os.environ, "PYTHONPATH": python_path(*Path(__file__).parents[:2]), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

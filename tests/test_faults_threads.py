@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from reference import convolve
+from tolerance import FLOAT32
 
 import autoconv
 from autoconv import environment
@@ -53,7 +54,7 @@ def calls(place: int) -> None:
         x, w = map(mx.array, operands)
         found = np.array(convolution(x, w))
         exact = convolve(operands[0].astype(np.float64), operands[1].astype(np.float64), problem)
-        assert np.linalg.norm(found - exact) < 1e-5 * np.linalg.norm(exact)
+        assert np.linalg.norm(found - exact) < FLOAT32 * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("among", ["calls alone", "changes of settings"])

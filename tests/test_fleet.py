@@ -27,6 +27,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from importing import python_path
 
 import autoconv
 from autoconv import device_lock, environment, settings
@@ -101,7 +102,7 @@ class Cluster:
 
     def _begin(self, module: str, options: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
         here = ["--host", "127.0.0.1", "--protocol", self._protocol, "--no-dashboard"]
-        root = {"PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(self.folder)}
+        root = {"PYTHONPATH": python_path(Path(__file__).parents[1]), "TMPDIR": str(self.folder)}
         with (self.folder / f"{module}.{len(self._processes)}.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", f"distributed.cli.{module}", *options, *here],

@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Array, convolve, input_gradient, weight_gradient
 from strategies import decomposed_problems, problems
-from test_algorithms import BACKENDS, BOUND, FIXED, WRONG_IN_MLX, host, off, random_array
-from tolerance import SLACK
+from test_algorithms import BACKENDS, BOUND, FIXED, WRONG_IN_MLX, bound_of, host, off, random_array, vmapped
+from tolerance import EXACT_FLOAT32, SLACK
 
 import autoconv
 from autoconv import accuracy, algorithms, environment
 from autoconv import settings as _settings
-from autoconv.algorithms import Algorithm, Candidate, native, wgrad_matmuls
+from autoconv.algorithms import Algorithm, Candidate, _cuda, native, wgrad_matmuls
 from autoconv.algorithms._adjoint import adjoint
 from autoconv.algorithms._algorithm import Convolution, Cost
 from autoconv.cli import main
@@ -76,7 +76,7 @@ def checker(problem: Problem, first: mx.array, second: mx.array) -> Callable[[Co
     def compare(run: Convolution, by: str) -> None:
         found = run(first, second)
         assert found.dtype == first.dtype, by
-        assert off(found, expected, squares) < BOUND[problem.dtype], by
+        assert off(found, expected, squares) < bound_of(by, problem), by
 
     return compare
 
@@ -171,7 +171,7 @@ def test_a_gradient_of_what_no_output_sees_is_zero(kind: Kind) -> None:
 @settings(max_examples=50)
 @given(problem=problems(max_groups=1, dilations=False))
 def test_natives_gradient_is_mlx_own(kind: Kind, problem: Problem) -> None:
-    # The very same numbers, of the very same operations.
+    # The very same numbers, of the very same operations; but that cuDNN chooses by addresses among ways to round.
     problem = of_kind(problem, kind)
     first, second = operands(problem)
     padding = (problem.padding_low, problem.padding_high)
@@ -188,7 +188,13 @@ def test_natives_gradient_is_mlx_own(kind: Kind, problem: Problem) -> None:
         if not native.weight_gradient_is_right(problem):
             return
         _, (of_mlx,) = mx.vjp(lambda w: forward(first, w), [mx.zeros(problem.weight_shape)], [second])
-    assert mx.array_equal(native_of(problem)(first, second), of_mlx).item() or problem.result_shape[0] == 0
+    if of_mlx.shape != problem.result_shape:
+        return  # MLX's, where no output sees the input and the padding is longer than it
+    if EXACT_FLOAT32:
+        assert mx.array_equal(native_of(problem)(first, second), of_mlx).item() or problem.result_shape[0] == 0
+    else:
+        check(native_of(problem), problem, "native", first, second)
+        check(lambda *_: of_mlx, problem, "MLX", first, second)
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)
@@ -246,7 +252,7 @@ VMAPPED = [
 @pytest.mark.parametrize(("problem", "candidate"), [c for c in VMAPPED if "groups" not in str(c.id)])
 def test_decompositions_can_be_vmapped(problem: Problem, candidate: Candidate) -> None:
     firsts, seconds = (random_array((2, *shape), i) for i, shape in enumerate(problem.operand_shapes))
-    outputs = mx.vmap(candidate.build(problem))(firsts, seconds)
+    outputs = vmapped(candidate.build(problem))(firsts, seconds)
     for first, second, output in zip(firsts, seconds, outputs, strict=True):
         check(lambda *_, output=output: output, problem, candidate.name, first, second)
 
@@ -346,7 +352,7 @@ def test_what_is_right_passes(kind: Kind, data: st.DataObject) -> None:
     for candidate in every_candidate(problem):
         verdict = reference.check(candidate.build(problem)(first, second))
         assert verdict.wrong == "", candidate.name
-        assert verdict.error < BOUND[problem.dtype], candidate.name
+        assert verdict.error < bound_of(candidate.name, problem), candidate.name
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)
@@ -443,9 +449,12 @@ def loss_of(convolve: Callable[..., mx.array], **arguments: Any) -> Loss:
     return lambda x, w: mx.tanh(convolve(x, w, **arguments)).square().mean()
 
 
+NEAR = SLACK * (1e-4 if EXACT_FLOAT32 else 3e-2)
+
+
 def close(found: Any, expected: Any) -> None:
     for f, e in zip(found, expected, strict=True):
-        np.testing.assert_allclose(host(f), host(e), rtol=SLACK * 1e-3, atol=SLACK * 1e-4 * float(mx.abs(e).max()))
+        np.testing.assert_allclose(host(f), host(e), rtol=SLACK * 1e-3, atol=NEAR * float(mx.abs(e).max()))
 
 
 TAKEN: dict[str, Callable[[Loss], tuple[mx.array, ...]]] = {
@@ -517,7 +526,12 @@ def test_gradients_are_those_of_mlx(how: str, chosen: str, monkeypatch: pytest.M
     arguments, names = CHOSEN[chosen]
     asked = decide(monkeypatch, names)
     with autoconv.using(gradients=True):
-        found = TAKEN[how](loss_of(autoconv.conv3d, **arguments))
+        try:
+            found = TAKEN[how](loss_of(autoconv.conv3d, **arguments))
+        except ValueError as error:
+            if not _cuda.is_current() or "CustomKernel" not in str(error):
+                raise
+            pytest.skip("MLX cannot map kernels of our own")
     close(found, TAKEN[how](loss_of(mx.conv3d, **arguments)))
     # Under `mx.vmap` they are those of the convolution's operations.
     assert set(asked) == ({Kind.FORWARD} if how.startswith("vmap over") else set(Kind))

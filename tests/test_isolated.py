@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from deadly_child import registry
+from importing import python_path
 
 from autoconv import environment, settings
 from autoconv._backend import mx
@@ -34,8 +35,7 @@ HARMLESS = Problem.parse((1, 3, 4, WIDTH + 1, 4), (4, 3, 3, 3, 4))
 
 @pytest.fixture(autouse=True)
 def _child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+    monkeypatch.setenv("PYTHONPATH", python_path(*Path(__file__).parents[:2]))
     monkeypatch.setenv("DEADLY_WIDTH", str(WIDTH))
     monkeypatch.setenv("DEADLY_BEGUN", str(tmp_path / "begun"))
 

@@ -29,6 +29,7 @@ from networks._measuring import Asked, allowed, in_turns, measure
 from networks._norm import BatchNorm3d, calibrated
 from networks.ltx2 import Decoder as LtxDecoder
 from networks.wan21 import Decoder as WanDecoder
+from tolerance import EXACT_FLOAT32
 
 import autoconv
 from autoconv import _calls, environment
@@ -43,7 +44,7 @@ from autoconv.store import open_store
 from autoconv.sweep import packaged_workloads, read_workload
 
 SCRIPT = Path(bench.__file__)
-TOLERANCE = 2e-3  # of outputs of about 0.3, where a GPU rounds to TF32
+TOLERANCE = 2e-3 if EXACT_FLOAT32 else 1e-2  # of outputs of about 0.3
 SMALL = Asked("small", "float32", repeats=1)
 
 LISTED = {
@@ -332,7 +333,8 @@ def test_outputs_may_be_apart_by_what_each_layer_may_be_off_and_the_root_of_thei
     problem = Problem.parse((1, 3, 4, 5, 4), (4, 3, 3, 3, 4))
     assert allowed([problem], 16, "bfloat16") == pytest.approx(4 * 1.5e-2)
     with autoconv.using(accuracy=0.5):
-        assert allowed([problem], 4, "float32") == pytest.approx(1.0, rel=1e-4)
+        # And native's own, under TF32 a thousandth.
+        assert allowed([problem], 4, "float32") == pytest.approx(1.0, rel=2e-3)
 
 
 def test_where_native_is_known_to_be_off_by_more_outputs_may_be_apart_by_more(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from importing import python_path
 
 from autoconv.errors import StoreError
 from autoconv.problem import Problem
@@ -274,7 +275,7 @@ def test_others_may_read_an_export(database: Path, tmp_path: Path, suffix: str) 
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / "export_db.py"), *map(str, arguments)]
     return subprocess.run(
-        command, text=True, capture_output=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        command, text=True, capture_output=True, check=False, env=os.environ | {"PYTHONPATH": python_path(ROOT)}
     )
 
 
