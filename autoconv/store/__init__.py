@@ -1,6 +1,6 @@
 """Stores: where measurements are kept, and how they leave for other machines."""
 
-from autoconv.store.contract import ModelRecord, Qualification, Store
+from autoconv.store.contract import ModelRecord, Pruned, Qualification, Store
 from autoconv.store.memory import MemoryStore
 from autoconv.store.mending import MendingStore
 from autoconv.store.sqlite import SqliteStore, default_path, open_store
@@ -12,6 +12,7 @@ __all__ = [
     "MemoryStore",
     "MendingStore",
     "ModelRecord",
+    "Pruned",
     "Qualification",
     "Rejected",
     "Selection",

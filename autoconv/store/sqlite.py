@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 from autoconv.errors import ReadOnlyError, StoreError
 from autoconv.problem import Problem
 from autoconv.record import Record
-from autoconv.store import rows
+from autoconv.store import removal, rows
 from autoconv.store.connection import FAILURES, READING, WRITING, connect, failure, is_busy, patience, turn, waited
-from autoconv.store.contract import ModelRecord, Qualification, Store
-from autoconv.store.tables import LAST, Tables
+from autoconv.store.contract import Gone, ModelRecord, Pruned, Qualification, Store
+from autoconv.store.tables import LAST, Place, Tables
 
 # Answered from the index on (environment, problem) alone.
 _PROBLEMS = """
@@ -268,6 +268,61 @@ class SqliteStore:
         found = self._select(f"SELECT {', '.join(rows.MODEL_COLUMNS)} FROM models ORDER BY id")
         return [model for model in map(rows.model_of, found) if model is not None]
 
+    def prune(
+        self,
+        gone: Gone,
+        environments: Collection[str] = (),
+        *,
+        pending: bool = False,
+        tell: Callable[[float], None] = lambda _: None,
+    ) -> Pruned:
+        """As the contract says. Reads without a lock and then removes in one transaction, which is all that others wait
+        for.
+        """
+        self._check_writable()
+        doomed = list(self._doomed(gone, set(environments), tell))
+        with (
+            self._connected(WRITING) as (connection, _),
+            removal.without_foreign_keys(connection),
+            self.writing(),
+            removal.heeding_interrupts(connection),
+        ):
+            return removal.remove(connection, doomed, environments, pending=pending)
+
+    def used_bytes(self) -> int:
+        """About what the file takes once it is compacted."""
+        with self._connected(READING) as (connection, _):
+            return removal.used_bytes(connection)
+
+    def compact(self) -> bool:
+        """Make the file as small as what it holds; whether it is now, or will be once others have done reading it.
+
+        Raises:
+            ReadOnlyError: it is open for reading only.
+            StoreError: somebody holds it, or there is no room for a copy of it; nothing is lost.
+        """
+        self._check_writable()
+        with self._connected(WRITING) as (connection, _), turn(self._file):
+            self._wait_as(WRITING, connection)
+            with removal.heeding_interrupts(connection):
+                return removal.compact(connection)
+
+    def _doomed(self, gone: Gone, but: Collection[str], tell: Callable[[float], None]) -> Iterator[Place]:
+        """Where the records stand that are to go."""
+        after, done = (0, 0), 0
+        ((total,),) = self._select("SELECT count(*) FROM (SELECT DISTINCT environment, problem FROM runs)")
+        while True:
+            with self._connected(READING) as (_, tables):
+                groups = tables.groups(after, LAST, _GROUPS_AT_ONCE)
+                found = list(tables.placed(after, groups[-1])) if groups else []
+            if not groups:
+                return
+            for problem, placed in found:
+                if placed[0][0].environment not in but:
+                    yield from (placed[out][1] for out in gone(problem, [record for record, _ in placed]))
+            after, done = groups[-1], done + len(groups)
+            tell(min(1.0, done / total))
+
     def close(self) -> None:
         """As the contract says; twice is once."""
         with self._lock:
@@ -281,9 +336,7 @@ class SqliteStore:
     @contextmanager
     def writing(self) -> Iterator[tuple[sqlite3.Connection, Tables]]:
         """A transaction of this package's own, committed when the block ends and undone if it raises."""
-        if self._readonly:
-            msg = f"{self._file} is open for reading only"
-            raise ReadOnlyError(msg)
+        self._check_writable()
         with self._connected(WRITING) as (connection, tables), turn(self._file):
             self._wait_as(WRITING, connection)  # not for long where the turn did not come
             # IMMEDIATE takes its place in the queue of writers; a reader that turned writer could only fail.
@@ -296,6 +349,11 @@ class SqliteStore:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+
+    def _check_writable(self) -> None:
+        if self._readonly:
+            msg = f"{self._file} is open for reading only"
+            raise ReadOnlyError(msg)
 
     @contextmanager
     def _connected(self, doing: str) -> Iterator[tuple[sqlite3.Connection, Tables]]:
