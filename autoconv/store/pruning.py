@@ -27,7 +27,7 @@ Versions = Mapping[str, int]
 RECORD_BYTES, SAMPLE_BYTES, PROBLEM_BYTES = 45, 10, 320
 """About what a record, a sample of it, and a problem with a run take, by which shares of a database are estimated."""
 
-EMPTY_BYTES = 132_000
+EMPTY_BYTES = 110_000
 """What a database takes that holds nothing, with its environments."""
 
 _MARGIN = 0.98
