@@ -213,6 +213,9 @@ def test_a_prune_is_done_in_full_or_not_at_all_and_the_next_one_finishes_it(tmp_
         for step in STEPS:
             step(store)
         store.add(SECOND, run_of(SECOND, "three"))
+        store.note("elsewhere", SECOND)
+        store.begin("elsewhere", FIRST, "im2col")
+        store.qualify(Qualification("elsewhere", "all"))
         for number in range(40):  # so that there is something to give back
             store.add(FIRST, run_of(FIRST, f"another {number}", "elsewhere"))
 

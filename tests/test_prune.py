@@ -176,6 +176,15 @@ def test_a_file_is_no_larger_than_the_size_that_is_asked_for_and_keeps_what_is_h
         assert store.problems(here) == PROBLEMS[:left]
 
 
+def test_problems_of_which_nothing_is_known_any_more_take_no_room(file: Path, here: str) -> None:
+    assert prune(file, "--other-environments", "--older-than", "29.5d", "--yes").exit_code == 0
+    with closing(sqlite3.connect(file)) as opened:
+        known = {key for (key,) in opened.execute("SELECT key FROM problems")}
+    with closing(open_store(file, readonly=True)) as store:
+        assert known == {problem.key for problem in store.problems(here) + store.pending(here)}
+    assert len(known) == 31
+
+
 @pytest.mark.parametrize("options", [["--older-than", "soon"], ["--size", "large"], ["--keep-runs", "0"]])
 def test_an_option_that_says_nothing_is_refused(options: list[str], file: Path) -> None:
     before = content(file.parent)
@@ -337,21 +346,22 @@ def test_ctrl_c_is_heard_amid_sqlite_s_own_loops_and_leaves_the_file_whole(
     during: str, file: Path, here: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, before = getattr(removal, during), file.stat().st_size
+    under_way: list[str] = []
+    heard: list[str] = []
 
-    def interrupted(*arguments: object, **options: object) -> object:
-        heard: list[None] = []
-
-        def once() -> None:
-            if not heard:
-                heard.append(None)
-                os.kill(os.getpid(), signal.SIGINT)
-
-        # In place of that of the block around it.
-        arguments[0].set_progress_handler(once, 100)  # type: ignore[attr-defined]
+    def noted(*arguments: object, **options: object) -> object:
+        under_way.append(during)
         return step(*arguments, **options)
 
+    def once() -> None:
+        if under_way and not heard:
+            heard.append(during)
+            os.kill(os.getpid(), signal.SIGINT)
+
     with monkeypatch.context() as patched:
-        patched.setattr(removal, during, interrupted)
+        patched.setattr(removal, during, noted)
+        patched.setattr(removal, "_STEPS", 100)
+        patched.setattr(removal, "_nothing", once)
         found = prune(file)
     assert found.exit_code == 130
     assert "interrupted" in found.stderr
@@ -397,6 +407,8 @@ def test_a_store_that_was_open_meanwhile_goes_on(file: Path, here: str) -> None:
         added = run_of(PROBLEMS[0], here, run="after", behind=1)
         store.add(PROBLEMS[0], added)
         assert store.records(here, PROBLEMS[0]) == [*known[3:], *added]
+        assert store.prune(lambda _, records: range(3) if records[0].environment == here else ()).records == 180
+        assert store._select("PRAGMA foreign_keys") == [(1,)]  # type: ignore[attr-defined]
     assert is_sound(file)
 
 
