@@ -86,9 +86,10 @@ class Plan:
 
 def idle(records: Sequence[Record], versions: Versions) -> set[int]:
     """Places of the records of one problem in one environment by which nothing decides."""
-    known = {id(r): place for place, r in _known(records, versions)}
-    single = {known[id(r)] for run in pooling.runs(records[p] for p in known.values()) for r in run.records.values()}
-    twins = {place for place, _ in _known(records, versions)} - single
+    known = list(_known(records, versions))
+    places = {id(r): place for place, r in known}
+    single = {places[id(r)] for run in pooling.runs(r for _, r in known) for r in run.records.values()}
+    twins = {place for place, _ in known} - single
     natives: dict[str, set[int]] = defaultdict(set)
     for record in records:
         if record.candidate == NATIVE:
@@ -147,7 +148,12 @@ def plan(
 
 
 def out_of(
-    problem: Problem, records: Sequence[Record], wish: Wish, versions: Versions, whole: Collection[_Group] = ()
+    problem: Problem,
+    records: Sequence[Record],
+    wish: Wish,
+    versions: Versions,
+    whole: Collection[_Group] = (),
+    asleep: set[int] | None = None,
 ) -> set[int]:
     """Places of a problem's records that are to go.
 
@@ -157,10 +163,11 @@ def out_of(
         wish: What is to go beside what decides nothing.
         versions: Of the algorithms that there are.
         whole: Problems of environments of which all goes.
+        asleep: What is `idle` of the records, where that is known.
     """
     if (records[0].environment, problem.key) in whole or max(r.created for r in records) < wish.before:
         return set(range(len(records))) - _spared(records)
-    found = idle(records, versions)
+    found = idle(records, versions) if asleep is None else asleep
     return found if wish.keep_runs is None else found | superseded(records, versions, wish.keep_runs)
 
 
@@ -183,8 +190,8 @@ class _Survey:
         where, wish = records[0].environment, self.wish
         weights = [RECORD_BYTES + SAMPLE_BYTES * len(r.samples_us) + len(r.detail) for r in records]
         everything = wish.others and where != wish.here
-        out = set(range(len(records))) if everything else out_of(problem, records, wish, self.versions)
         asleep = idle(records, self.versions)
+        out = set(range(len(records))) if everything else out_of(problem, records, wish, self.versions, asleep=asleep)
         kept = [place for place in range(len(records)) if place not in out]
         self.records += len(records)
         self.of_environment[where] += len(records)

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +58,6 @@ _TRUST = f"""
 _GROUPS_AT_ONCE = 256
 
 
-def default_path() -> Path:
-    """Where the user's own database lies: `autoconv.db` in the system's folder for a user's data.
-
-    Raises:
-        StoreError: there is no such folder, since nothing says where the user's home is.
-    """
-    import platformdirs
-
-    try:
-        folder = Path(platformdirs.user_data_dir("autoconv"))
-    except RuntimeError:  # as its newer versions have it
-        folder = Path()
-    if not folder.is_absolute():  # else it begins with `~`, which would be made in the working folder
-        msg = "there is no home folder for autoconv.db: name a file in AUTOCONV_DATABASE"
-        raise StoreError(msg)
-    return folder / "autoconv.db"
-
-
 def open_store(path: str | os.PathLike[str], *, readonly: bool = False, immutable: bool = False) -> Store:
     """The store in a file; for writing, a missing file is created, for the user alone.
 
@@ -91,21 +73,6 @@ def open_store(path: str | os.PathLike[str], *, readonly: bool = False, immutabl
         ValueError: it is to be written and immutable.
     """
     return SqliteStore(path, readonly=readonly, immutable=immutable)
-
-
-def imported_files(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Names of the files that a database's imported records came from, by `Record.origin`; some are not known.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
-    file = Path(path).absolute()
-    with closing(connect(file, readonly=True)) as connection:
-        try:
-            found = Tables(connection).select("SELECT key, file FROM origins")
-        except FAILURES as error:
-            raise failure("read", file, error) from error
-    return {key: name for key, name in found if isinstance(key, str) and isinstance(name, str)}
 
 
 class SqliteStore:
