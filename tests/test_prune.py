@@ -374,28 +374,58 @@ def test_ctrl_c_is_heard_amid_sqlite_s_own_loops_and_leaves_the_file_whole(
 
 # Others at the same time
 
-WRITER = """
+START = """
 import sys
+from contextlib import closing
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.store import open_store
-store = open_store(sys.argv[1])
-for c in range(200, 260):
-    problem = Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1)
-    store.add(problem, [Record(problem.key, sys.argv[2], "native", 10**6, "", Status.OK, (1.0, 2.0), run=str(c))])
-store.close()
+from autoconv.store import SqliteStore
+from autoconv.store.pruning import Wish, plan
+file, here, version = sys.argv[1], sys.argv[2], int(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+WRITER = """
+with closing(SqliteStore(file)) as store:
+    for c in range(200, 300):
+        problem = Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1)
+        for v in (version - 1, version):
+            made = Record(problem.key, here, "native", v, "", Status.OK, (1.0, 2.0), run=f"{c} by {v}")
+            store.add(problem, [made])
+"""
+PRUNER = """
+for _ in range(10):
+    with closing(SqliteStore(file)) as store:
+        store.prune(plan(store, Wish(), {"native": version}).gone)
+        store.compact()
 """
 
 
-def test_two_prunes_and_a_writer_at_once_lose_nothing_that_is_to_stay(file: Path, here: str) -> None:
-    commands = [[sys.executable, "-m", "autoconv", "prune", "--database", str(file)]] * 2
-    commands.append([sys.executable, "-c", WRITER, str(file), here])
-    processes = [subprocess.Popen(c, stdout=-1, stderr=-1, text=True) for c in commands]
+def test_two_who_prune_and_one_who_writes_at_once_lose_nothing_that_is_to_stay(file: Path, here: str) -> None:
+    version = VERSIONS["native"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", START + program, str(file), here, str(version)],
+            stdin=-1,
+            stdout=-1,
+            stderr=-1,
+            text=True,
+        )
+        for program in (PRUNER, PRUNER, WRITER)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     for process in processes:
         assert process.communicate()[1] == ""
         assert process.returncode == 0
     assert is_sound(file)
-    assert runs(file, here) == [*KEPT, *map(str, range(200, 260))]
+    assert prune(file).exit_code == 0
+    assert runs(file, here) == [*KEPT, *(f"{c} by {version}" for c in range(200, 300))]
     assert runs(file, OTHER) == KEPT
 
 
