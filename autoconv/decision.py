@@ -147,6 +147,11 @@ def native(reason: str, source: Source = Source.NATIVE) -> Decision:
     return Decision(NATIVE, source, None, reason)
 
 
+def is_credible(record: Record) -> bool:
+    """Whether a convolution may have taken a record's times."""
+    return all(SHORTEST_US <= s <= LONGEST_US for s in record.samples_us)
+
+
 def choose(
     records: Sequence[Record],
     limits: Limits,
@@ -178,11 +183,7 @@ def choose(
     Returns:
         The decision; None where no run tells.
     """
-    known = [
-        r
-        for r in records
-        if f"{r.algorithm}@{r.version}" in order and all(SHORTEST_US <= s <= LONGEST_US for s in r.samples_us)
-    ]
+    known = [r for r in records if f"{r.algorithm}@{r.version}" in order and is_credible(r)]
     known.sort(key=lambda r: (order[f"{r.algorithm}@{r.version}"], _natural(r.parameters), r.parameters))
     bars = pooling.barred(known)
 

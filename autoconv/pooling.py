@@ -31,7 +31,9 @@ Soc. Psychol. 49, 2013)."""
 FEWEST = 3
 """Runs without which none can be told to be an outlier."""
 
-_BARS = {Status.CRASHED, Status.WRONG}
+BARS = {Status.CRASHED, Status.WRONG}
+"""What bars a candidate, whatever else was found of it."""
+
 _FAILURES = {Status.FAILED, Status.OUT_OF_MEMORY}
 _SURVIVED = {Status.OK, Status.INACCURATE}
 
@@ -144,7 +146,7 @@ def barred(records: Sequence[Record]) -> dict[str, Record]:
     a candidate counts for nothing where it was found right here.
     """
     right = {r.candidate for r in records if r.status is Status.OK and not r.origin}
-    against = [r for r in records if r.status in _BARS and not (r.origin and r.candidate in right)]
+    against = [r for r in records if r.status in BARS and not (r.origin and r.candidate in right)]
     if not against:
         return {}
     survived: dict[str, float] = {}

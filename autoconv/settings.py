@@ -138,22 +138,22 @@ def parse_bytes(value: object) -> int | None:
     return int(bytes_)
 
 
-_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_seconds(value: object) -> float:
-    """Seconds from a number, a `timedelta`, or text such as `90`, `90s`, `30m` or `1.5h`.
+    """Seconds from a number, a `timedelta`, or text such as `90`, `90s`, `30m`, `1.5h` or `180d`.
 
     Raises:
         SettingsError: not such a value, or not over 0.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", value) if isinstance(value, str) else None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value) if isinstance(value, str) else None
     number = _number(found[1] if found else None if isinstance(value, str) else value)
     seconds = number * (_SECONDS[found[2]] if found else 1.0) if number is not None else 0.0
     if not 0 < seconds < math.inf:
-        msg = f"{value!r} is no time such as 90s, 30m or 1.5h"
+        msg = f"{value!r} is no time such as 90s, 30m, 1.5h or 180d"
         raise SettingsError(msg)
     return seconds
 

@@ -6,6 +6,8 @@ import contextlib
 import math
 import os
 import resource
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -124,3 +126,31 @@ def aside(file: Path) -> list[str]:
     """Names of what was put aside beside a database, less the files that SQLite keeps beside those."""
     found = (path.name for path in file.parent.glob(f"{file.name}.damaged-*"))
     return sorted(name for name in found if not name.endswith(("-wal", "-shm", "-journal")))
+
+
+HOLDER = """
+import sqlite3, sys
+writer = sqlite3.connect(sys.argv[1], isolation_level=None)
+if sys.argv[2] == "EXCLUSIVE":
+    writer.execute("PRAGMA journal_mode = DELETE")
+writer.execute("BEGIN " + sys.argv[2])
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def held(file: Path, how: str) -> Iterator[None]:
+    """Another process holds the database, until the block ends."""
+    me = os.geteuid()
+    os.seteuid(os.getuid())  # whose rights it may take to start this Python
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(file), how], stdin=-1, stdout=-1, text=True)
+    os.seteuid(me)
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield
+        finally:
+            process.communicate("enough\n")

@@ -337,7 +337,7 @@ def test_a_sweep_without_time_begins_nothing_and_says_how_to_go_on(tmp_path: Pat
     found = run("sweep", str(path), "--time-limit", "0.000001s")
     assert found.exit_code == 0
     assert "its time was up after 0 of 1; the same command goes on from there" in found.stderr
-    for wrong in ("soon", "0", "-3m", "3d"):
+    for wrong in ("soon", "0", "-3m", "3w"):
         assert run("sweep", str(path), "--time-limit", wrong).exit_code == 2
 
 

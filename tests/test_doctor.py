@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -18,6 +19,8 @@ from autoconv.algorithms import algorithms
 from autoconv.cli import main
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
+from autoconv.problem import Problem
+from autoconv.record import Record, Status
 from autoconv.report import doctor, machine
 from autoconv.report.finding import Finding
 from autoconv.store import Qualification, open_store, shipped
@@ -151,6 +154,26 @@ def test_a_sound_database_is_told_with_schema_size_and_modes(database: Path) -> 
     for told in ("sound", f"schema {SCHEMA} of {SCHEMA}", "mode 0600"):
         assert told in found.found
     assert " MB: 0 problems measured here" in examined(database)["database"].found
+
+
+def test_a_large_database_of_which_much_decides_nothing_needs_attention(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, problem = environment.of(DEVICE), Problem.parse((1, 4, 8, 8, 1), (16, 3, 3, 3, 1), padding=1)
+    with contextlib.closing(open_store(database)) as store:
+        for run in range(900):
+            version = next(a.version for a in algorithms() if a.name == "native") - (run > 300)
+            store.add(
+                problem, [Record(problem.key, where.id, "native", version, "", Status.OK, (1.5,) * 12, run=str(run))]
+            )
+    assert examined(database)["database"].advice == ""
+    monkeypatch.setattr(doctor, "LARGE_BYTES", database.stat().st_size)
+    assert "autoconv prune" in examined(database)["database"].advice
+    before = database.stat().st_size
+    assert CliRunner().invoke(main, ["prune", "--database", str(database)]).exit_code == 0
+    assert database.stat().st_size < before
+    monkeypatch.setattr(doctor, "LARGE_BYTES", 0)
+    assert examined(database)["database"].advice == ""
 
 
 def damage(path: Path, where: str) -> None:

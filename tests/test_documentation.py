@@ -63,7 +63,7 @@ def test_nearly_every_block_of_python_is_run() -> None:
 
 
 def test_readme_is_one_page() -> None:
-    assert len(text_of(README).splitlines()) <= 220
+    assert len(text_of(README).splitlines()) <= 190
 
 
 def test_every_test_that_a_promise_names_is_there() -> None:

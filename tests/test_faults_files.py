@@ -15,12 +15,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from faults import NOBODY, Told, as_nobody, aside, convolve, flip, limited, once_measured, problem, recall_first_run
+from faults import (
+    NOBODY,
+    Told,
+    as_nobody,
+    aside,
+    convolve,
+    flip,
+    held,
+    limited,
+    once_measured,
+    problem,
+    recall_first_run,
+)
 from old_schemas import first_schema
 
 import autoconv
@@ -174,34 +186,6 @@ def test_where_no_folder_can_be_made_all_is_kept_in_memory_and_written_when_it_c
 
 
 # A lock that somebody holds
-
-
-HOLDER = """
-import sqlite3, sys
-writer = sqlite3.connect(sys.argv[1], isolation_level=None)
-if sys.argv[2] == "EXCLUSIVE":
-    writer.execute("PRAGMA journal_mode = DELETE")
-writer.execute("BEGIN " + sys.argv[2])
-print("held", flush=True)
-sys.stdin.readline()
-"""
-
-
-@contextmanager
-def held(file: Path, how: str) -> Iterator[None]:
-    """Another process holds the database, until the block ends."""
-    me = os.geteuid()
-    os.seteuid(os.getuid())  # whose rights it may take to start this Python
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(file), how], stdin=-1, stdout=-1, text=True)
-    os.seteuid(me)
-    with process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        try:
-            yield
-        finally:
-            process.communicate("enough\n")
 
 
 @pytest.fixture

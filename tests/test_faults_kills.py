@@ -18,7 +18,16 @@ from old_schemas import first_schema, second_schema
 
 from autoconv.problem import Problem
 from autoconv.record import Record, Status, environment_id
-from autoconv.store import ModelRecord, Qualification, Store, connection, export, import_file, open_store
+from autoconv.store import (
+    ModelRecord,
+    Qualification,
+    SqliteStore,
+    Store,
+    connection,
+    export,
+    import_file,
+    open_store,
+)
 from autoconv.store.transfer import imports
 
 FIRST, SECOND = (Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2))
@@ -196,3 +205,39 @@ def test_an_import_that_is_begun_again_has_everything_once(tmp_path: Path, monke
     assert added[0] == 2 * len(KNOWN)
     assert added[-1] == 0
     assert len(set(added)) > 2  # some were killed amid it
+
+
+def test_a_prune_is_done_in_full_or_not_at_all_and_the_next_one_finishes_it(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.db"
+    with closing(open_store(whole)) as store:
+        for step in STEPS:
+            step(store)
+        store.add(SECOND, run_of(SECOND, "three"))
+        store.note("elsewhere", SECOND)
+        store.begin("elsewhere", FIRST, "im2col")
+        store.qualify(Qualification("elsewhere", "all"))
+        for number in range(40):  # so that there is something to give back
+            store.add(FIRST, run_of(FIRST, f"another {number}", "elsewhere"))
+
+    def prune(file: Path) -> None:
+        with closing(SqliteStore(file)) as store:
+            store.prune(lambda _, records: [p for p, r in enumerate(records) if r.run == "one"], ["elsewhere"])
+            store.compact()
+
+    shutil.copy(whole, tmp_path / "pruned.db")
+    prune(tmp_path / "pruned.db")
+    states, size = (state(whole), state(tmp_path / "pruned.db")), (tmp_path / "pruned.db").stat().st_size
+    assert states[0] != states[1]
+    assert size < whole.stat().st_size
+    found = []
+    for file in kills(tmp_path, prune, whole):
+        assert is_sound(file)
+        now = state(file)
+        assert now in states
+        found.append((now == states[1], file.stat().st_size == size))
+        prune(file)
+        assert is_sound(file)
+        assert state(file) == states[1]
+        assert file.stat().st_size == size
+    assert set(found) == {(False, False), (True, False), (True, True)}  # before, amid and after what shrinks it
+    assert found == sorted(found)

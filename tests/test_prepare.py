@@ -183,7 +183,8 @@ def test_no_time_limit_that_is_none(limit: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("2m", 120), ("1.5h", 5400), (3, 3), (timedelta(days=1), 86400)]
+    ("text", "seconds"),
+    [("90", 90), ("2m", 120), ("1.5h", 5400), ("180d", 15_552_000), (3, 3), (timedelta(days=1), 86400)],
 )
 def test_times(text: Any, seconds: float) -> None:
     assert settings.parse_seconds(text) == seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from autoconv.errors import StoreError
 from autoconv.problem import Problem
 from autoconv.record import MAX_DETAIL, Record, Status
-from autoconv.store import MemoryStore, MendingStore, ModelRecord, Qualification, Store, open_store
+from autoconv.store import MemoryStore, MendingStore, ModelRecord, Pruned, Qualification, Store, open_store
 
 PROBLEMS = [Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2, 3)]
 ENVIRONMENTS = ["metal-m3", "cuda-h100", "env with spaces, quotes ' and ünïcode"]
@@ -49,9 +49,9 @@ class Reopened:
         return False
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def call(*arguments: object) -> Any:
+        def call(*arguments: object, **options: object) -> Any:
             with closing(open_store(self._file, readonly=name in READS)) as store:
-                found = getattr(store, name)(*arguments)
+                found = getattr(store, name)(*arguments, **options)
                 return list(found) if name == "all_records" else found
 
         return call
@@ -80,6 +80,14 @@ def opened(kind: str) -> Iterator[Store]:
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     with opened(request.param) as store:
         yield store
+
+
+def nothing(_problem: Problem, _records: Sequence[Record]) -> list[int]:
+    return []
+
+
+def every_other(_problem: Problem, records: Sequence[Record]) -> range:
+    return range(0, len(records), 2)
 
 
 def result(problem: Problem, environment: str = ENVIRONMENTS[0], **fields: Any) -> Record:
@@ -407,6 +415,103 @@ def test_a_model_without_a_finite_time_is_refused(store: Store) -> None:
     assert store.trusted_models() == []
 
 
+def test_pruning_takes_away_the_records_that_are_named_and_no_others(store: Store) -> None:
+    for where in ENVIRONMENTS[:2]:
+        for problem in PROBLEMS[:2]:
+            store.add(problem, [result(problem, where, run=run, version=v) for run in "ab" for v in (1, 2)])
+    seen = []
+
+    def gone(problem: Problem, records: Sequence[Record]) -> list[int]:
+        seen.append((problem, list(records)))
+        if records[0].environment != ENVIRONMENTS[0] or problem != PROBLEMS[0]:
+            return []
+        return [place for place, r in enumerate(records) if r.run == "a" or r.version == 2]
+
+    before = list(store.all_records())
+    assert store.prune(gone) == Pruned(records=3)
+    assert seen == before
+    assert store.records(ENVIRONMENTS[0], PROBLEMS[0]) == [result(PROBLEMS[0], run="b", version=1)]
+    assert list(store.all_records())[1:] == before[1:]
+
+
+def test_a_problem_that_has_no_record_left_in_an_environment_is_none_of_it(store: Store) -> None:
+    for problem in PROBLEMS:
+        store.add(problem, [result(problem), result(problem, run="b")])
+
+    def gone(problem: Problem, records: Sequence[Record]) -> list[int]:
+        return [0, 1] if problem == PROBLEMS[0] else [0] if problem == PROBLEMS[1] else []
+
+    assert store.prune(gone) == Pruned(records=3, problems=1)
+    assert store.problems(ENVIRONMENTS[0]) == PROBLEMS[1:]
+    store.add(PROBLEMS[0], [result(PROBLEMS[0])])
+    assert store.problems(ENVIRONMENTS[0]) == [*PROBLEMS[1:], PROBLEMS[0]]
+
+
+def test_problems_are_listed_by_the_first_record_that_they_have_left(store: Store) -> None:
+    for index in (0, 1, 0):
+        store.add(PROBLEMS[index], [result(PROBLEMS[index])])
+    store.prune(lambda problem, _: [0] if problem == PROBLEMS[0] else [])
+    assert store.problems(ENVIRONMENTS[0]) == [PROBLEMS[1], PROBLEMS[0]]
+
+
+def test_a_whole_environment_goes_with_all_that_is_known_of_it_and_models_and_names_stay(store: Store) -> None:
+    gone, kept = ENVIRONMENTS[:2]
+    model = ModelRecord("cpu", "a.npz", "ab", gone)
+    store.trust_model(model)
+    for where in (gone, kept):
+        store.add_environment(where, {"name": where}, {})
+        store.qualify(Qualification(where, "native=1"))
+        store.add(PROBLEMS[0], [result(PROBLEMS[0], where)])
+        store.note(where, PROBLEMS[1])
+        store.begin(where, PROBLEMS[0], "fft")
+    store.name_network("a.py", {PROBLEMS[0]: 1, PROBLEMS[2]: 2})
+    asked: list[Sequence[Record]] = []
+
+    def ask(_: Problem, records: Sequence[Record]) -> list[int]:
+        asked.append(records)
+        return []
+
+    assert store.prune(ask, [gone, "unknown"]) == Pruned(1, 1, 1, 1)
+    assert store.networks() == {"a.py": {PROBLEMS[0]: 1, PROBLEMS[2]: 2}}
+    assert asked == [store.records(kept, PROBLEMS[0])]
+    assert list(store.environments()) == [kept]
+    assert store.records(gone, PROBLEMS[0]) == []
+    assert store.pending(gone) == []
+    assert store.unended(gone, PROBLEMS[0]) == {}
+    assert store.qualifications() == [Qualification(kept, "native=1")]
+    assert store.records(kept, PROBLEMS[0]) == [result(PROBLEMS[0], kept)]
+    assert store.pending(kept) == [PROBLEMS[1]]
+    assert store.unended(kept, PROBLEMS[0]) == {"fft": 1}
+    assert store.trusted_models() == [model]
+
+
+def test_pending_lists_go_where_that_is_asked_for_and_notes_of_what_was_begun_do_not(store: Store) -> None:
+    for where in ENVIRONMENTS[:2]:
+        store.note(where, PROBLEMS[0])
+    store.begin(ENVIRONMENTS[0], PROBLEMS[0], "fft")
+    assert store.prune(nothing) == Pruned()
+    assert store.pending(ENVIRONMENTS[0]) == [PROBLEMS[0]]
+    assert store.prune(nothing, pending=True) == Pruned(pending=2)
+    assert store.pending(ENVIRONMENTS[0]) == store.pending(ENVIRONMENTS[1]) == []
+    assert store.unended(ENVIRONMENTS[0], PROBLEMS[0]) == {"fft": 1}
+
+
+def test_what_cannot_be_said_to_go_leaves_everything(store: Store) -> None:
+    store.add(PROBLEMS[0], [result(PROBLEMS[0])])
+    store.add(PROBLEMS[1], [result(PROBLEMS[1])])
+    store.note(ENVIRONMENTS[0], PROBLEMS[2])
+
+    def gone(problem: Problem, _records: Sequence[Record]) -> list[int]:
+        if problem == PROBLEMS[1]:
+            raise KeyboardInterrupt
+        return [0]
+
+    with pytest.raises(KeyboardInterrupt):
+        store.prune(gone, pending=True)
+    assert store.problems(ENVIRONMENTS[0]) == PROBLEMS[:2]
+    assert store.pending(ENVIRONMENTS[0]) == [PROBLEMS[2]]
+
+
 CALLS: dict[str, Callable[[Store], object]] = {
     "add_environment": lambda store: store.add_environment("a", {}, {}),
     "environments": lambda store: store.environments(),
@@ -427,6 +532,7 @@ CALLS: dict[str, Callable[[Store], object]] = {
     "trusted_models": lambda store: store.trusted_models(),
     "name_network": lambda store: store.name_network("a.py", {PROBLEMS[0]: 1}),
     "networks": lambda store: store.networks(),
+    "prune": lambda store: store.prune(nothing),
 }
 
 
@@ -528,6 +634,12 @@ class Agreement(RuleBasedStateMachine):
     def name(self, name: str, calls: dict[Problem, int]) -> None:
         for store in (self.memory, self.file):
             store.name_network(name, calls)
+
+    @rule(whole=st.lists(environments, max_size=1), pending=st.booleans(), some=st.booleans())
+    def prune(self, whole: list[str], pending: bool, some: bool) -> None:
+        gone = every_other if some else nothing
+        found = [store.prune(gone, whole, pending=pending) for store in (self.memory, self.file)]
+        assert found[0] == found[1]
 
     def teardown(self) -> None:
         """Compare all that can be asked, once a run, since reading changes nothing."""

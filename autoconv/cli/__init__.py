@@ -14,6 +14,7 @@ from autoconv.cli.demo import demo
 from autoconv.cli.doctor import doctor
 from autoconv.cli.evaluate import evaluate
 from autoconv.cli.explain import explain
+from autoconv.cli.prune import prune
 from autoconv.cli.report import report
 from autoconv.cli.run import run
 from autoconv.cli.sweep import sweep
@@ -38,5 +39,5 @@ def _show_warning(message: Warning | str, category: type[Warning], *_where: Any)
     click.echo(f"{'autoconv' if issubclass(category, AutoconvWarning) else category.__name__}: {message}", err=True)
 
 
-for _command in (demo, run, sweep, train, evaluate, explain, report, export, import_, contribute, doctor):
+for _command in (demo, run, sweep, train, evaluate, explain, report, export, import_, contribute, prune, doctor):
     main.add_command(_command)

@@ -16,6 +16,7 @@ import click
 
 from autoconv.cli._common import INTERRUPTED, Command, json_option, settings, tell_of_stop
 from autoconv.cli._foreknown import informed, measured, unchanged
+from autoconv.cli._values import Duration
 from autoconv.report.progress import progress
 from autoconv.report.words import printable
 
@@ -25,24 +26,6 @@ if TYPE_CHECKING:
     from autoconv.settings import Settings
     from autoconv.sweep import Layer
     from autoconv.sweep.runner import Outcome
-
-
-class _Duration(click.ParamType[float]):
-    """Seconds, from text such as `90`, `30m` or `1.5h`."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The seconds."""
-        if isinstance(value, float):
-            return value
-        from autoconv.errors import SettingsError
-        from autoconv.settings import parse_seconds
-
-        try:
-            return parse_seconds(value)
-        except SettingsError as error:
-            self.fail(str(error), param, ctx)
 
 
 def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
@@ -89,7 +72,7 @@ class _Asked:
     help="Time the layers in this dtype instead of their own, and draw random ones in it; may be given more than once.",
 )
 @click.option("--gradients", is_flag=True, help="Time each layer's input gradient and weight gradient as well.")
-@click.option("--time-limit", type=_Duration(), help="Begin no other convolution after so long, such as 30m.")
+@click.option("--time-limit", type=Duration(), help="Begin no other convolution after so long, such as 30m.")
 @click.option(
     "--resume/--refresh",
     default=True,

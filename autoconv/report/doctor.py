@@ -28,7 +28,7 @@ from autoconv.settings import Settings
 from autoconv.store import Qualification, Store, default_path, open_store
 from autoconv.store import shipped as came_with
 from autoconv.store.connection import SCHEMA
-from autoconv.store.health import Health, health
+from autoconv.store.health import Health, health, outdated
 from autoconv.tuning.qualification import fingerprint, first_run
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 LOW_DISK_BYTES = 10**8
 """Room on a database's disk below which the next sweep may not fit."""
+
+LARGE_BYTES = 256 * 10**6
+"""A database of this size is looked through for what decides nothing."""
+
+MUCH = 0.25
+"""Part of a large database that decides nothing, from which on that is worth a word."""
 
 
 def examine(
@@ -113,13 +119,16 @@ def _database(chosen: Settings, where: Environment) -> tuple[list[Finding], Qual
             problems, pending = len(store.problems(where.id)), len(store.pending(where.id))
             others = len(store.environments()) - (where.id in store.environments())
             known = first_run(store, where.id, fingerprint(algorithms()))
-        state = health(path)
+            state = health(path)
+            large = state.bytes >= LARGE_BYTES
+            idle = outdated(path, {a.name: a.version for a in algorithms()}) if large else 0.0
     except StoreError as error:
         advice = "move the file away, or name another by AUTOCONV_DATABASE"
         return [Finding("database", str(error), advice)], None
     found = f"{path}, {state.bytes / 1e6:.1f} MB: {problems} problems measured here, {pending} pending"
     found += f", {others} other environments" if others else ""
-    return [Finding("database", found), _file(path, state), *_first_run(known)], known
+    advice = f"{idle:.0%} of it decides nothing: autoconv prune makes it smaller" if idle >= MUCH else ""
+    return [Finding("database", found, advice), _file(path, state), *_first_run(known)], known
 
 
 def _file(path: Path, state: Health) -> Finding:

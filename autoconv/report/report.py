@@ -20,8 +20,8 @@ from autoconv.report.gathering import Origin, gather
 from autoconv.report.model_curves import SHARES, model_cards
 from autoconv.settings import Settings
 from autoconv.store import Selection, Store, open_store
+from autoconv.store.origins import imported_files
 from autoconv.store.shipped import open_shipped
-from autoconv.store.sqlite import imported_files
 from autoconv.store.transfer.export import replacing
 
 Tell = Callable[[float], None]

@@ -1,9 +1,10 @@
 """Stores: where measurements are kept, and how they leave for other machines."""
 
-from autoconv.store.contract import ModelRecord, Qualification, Store
+from autoconv.store.contract import ModelRecord, Pruned, Qualification, Store
+from autoconv.store.location import default_path
 from autoconv.store.memory import MemoryStore
 from autoconv.store.mending import MendingStore
-from autoconv.store.sqlite import SqliteStore, default_path, open_store
+from autoconv.store.sqlite import SqliteStore, open_store
 from autoconv.store.transfer import Exported, Imported, Rejected, Selection, export, import_file
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "MemoryStore",
     "MendingStore",
     "ModelRecord",
+    "Pruned",
     "Qualification",
     "Rejected",
     "Selection",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -61,6 +61,27 @@ class ModelRecord:
     created: float = 0.0
 
 
+Gone = Callable[[Problem, Sequence[Record]], Collection[int]]
+"""Says which of a problem's records in one environment, oldest first, are to go: their places."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was taken away.
+
+    Attributes:
+        records: Records, those of whole environments too.
+        problems: Problems of an environment that have no record left in it.
+        environments: Environments of which nothing is left.
+        pending: Problems that were taken off the pending lists.
+    """
+
+    records: int = 0
+    problems: int = 0
+    environments: int = 0
+    pending: int = 0
+
+
 class Store(Protocol):
     """Measurements by environment and problem.
 
@@ -68,7 +89,8 @@ class Store(Protocol):
 
     * What was added is there for every later look-up, in this process and, where the store is a file, in any
       other; a call that returned has been committed.
-    * `add` keeps all of its records or none. Records are only ever added, in the order of the calls.
+    * `add` keeps all of its records or none. Records are added in the order of the calls,
+      never changed, and taken away by `prune` alone.
     * Records of one environment are never returned for another.
     * A row that cannot be understood (an unknown status, samples that are no numbers) is a miss, no error.
     * An environment may be used before it is made known; `environments` lists it from then on.
@@ -108,7 +130,7 @@ class Store(Protocol):
         ...
 
     def problems(self, environment: str) -> list[Problem]:
-        """Every problem that has a record in an environment, in the order in which each got its first."""
+        """Every problem that has a record in an environment, in the order in which each got the first that it has."""
         ...
 
     def all_records(self, environment: str | None = None) -> Iterator[tuple[Problem, list[Record]]]:
@@ -178,6 +200,29 @@ class Store(Protocol):
     def networks(self) -> dict[str, dict[Problem, int]]:
         """By the name of a network its problems, and how often one run makes each; none where the database is of an
         older schema.
+        """
+        ...
+
+    def prune(
+        self,
+        gone: Gone,
+        environments: Collection[str] = (),
+        *,
+        pending: bool = False,
+        tell: Callable[[float], None] = lambda _: None,
+    ) -> Pruned:
+        """Take away records and what is of none any more: all that is asked for or, where that fails, nothing.
+
+        Only who is asked to by the store's owner may call it; no convolution does. Notes of what ended processes,
+        qualifications, trusted models and the names of networks stay, but for those notes and qualifications that are
+        of `environments`.
+
+        Args:
+            gone: Asked of every problem in each of the other environments, before anything is taken away; what is
+                added meanwhile stays.
+            environments: Those that go with all that is known of them.
+            pending: Whether the pending list of every environment goes.
+            tell: Called now and then with how much is done, 1 being all.
         """
         ...
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoconv.store.connection import FAILURES, connect, failure, schema_of
+from autoconv.store.removal import used_bytes
 
 _FIRST = 3
 """Faults that are told; a damaged file may have thousands."""
@@ -71,3 +73,27 @@ def health(file: Path, *, immutable: bool = False) -> Health:
         faults += (f"a row of {stray[0]} is of nothing that is there",)
     writable = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
     return Health(size, schema, journal, stat.S_IMODE(found.st_mode), writable, free, faults)
+
+
+def outdated(file: Path, versions: Mapping[str, int]) -> float:
+    """About what part of a database is of no use: room that holds nothing, and results of older versions of algorithms.
+
+    Args:
+        file: The file.
+        versions: Of each algorithm by its name.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        with closing(connect(file, readonly=True)) as connection:
+            counts = connection.execute(
+                "SELECT algorithm, version, count(*) FROM records "
+                "JOIN candidates ON candidates.id = records.candidate GROUP BY 1, 2"
+            ).fetchall()
+            used, size = used_bytes(connection), file.stat().st_size
+    except FAILURES as error:
+        raise failure("read", file, error) from error
+    old = sum(int(count) for name, version, count in counts if version < versions.get(name, 0))
+    total = sum(int(count) for *_, count in counts)
+    return 1 - used / max(size, used) * (1 - old / max(1, total))

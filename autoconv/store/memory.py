@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from autoconv.errors import StoreError
 from autoconv.mutex import Mutex
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store import rows
-from autoconv.store.contract import MAX_NAME, ModelRecord, Qualification
+from autoconv.store.contract import MAX_NAME, Gone, ModelRecord, Pruned, Qualification
 
 
 class MemoryStore:
@@ -23,7 +24,8 @@ class MemoryStore:
         self._lock = Mutex()
         self._closed = False
         self._environments: dict[str, tuple[str, str]] = {}
-        self._records: dict[str, dict[Problem, list[Record]]] = defaultdict(dict)
+        self._records: dict[str, dict[Problem, list[tuple[int, Record]]]] = defaultdict(dict)
+        self._adding = itertools.count()
         self._begun: dict[tuple[str, Problem], dict[str, int]] = defaultdict(dict)
         self._pending: dict[str, dict[Problem, None]] = defaultdict(dict)
         self._known: dict[str | Problem, None] = {}
@@ -64,22 +66,24 @@ class MemoryStore:
         kept = [rows.checked(problem, record) for record in records]
         with self._lock:
             self._check_open()
+            number = next(self._adding)
             for record in kept:
                 self._know(record.environment, problem)
-                self._records[record.environment].setdefault(problem, []).append(record)
+                self._records[record.environment].setdefault(problem, []).append((number, record))
                 self._pending[record.environment].pop(problem, None)
 
     def records(self, environment: str, problem: Problem) -> list[Record]:
         """As the contract says."""
         with self._lock:
             self._check_open()
-            return list(self._records[environment].get(problem, ()))
+            return [record for _, record in self._records[environment].get(problem, ())]
 
     def problems(self, environment: str) -> list[Problem]:
         """As the contract says."""
         with self._lock:
             self._check_open()
-            return list(self._records[environment])
+            there = self._records[environment]
+            return sorted(there, key=lambda problem: there[problem][0][0])
 
     def all_records(self, environment: str | None = None) -> Iterator[tuple[Problem, list[Record]]]:
         """As the contract says."""
@@ -197,10 +201,65 @@ class MemoryStore:
             self._check_open()
             return {name: dict(calls) for name, calls in self._networks.items()}
 
+    def prune(
+        self,
+        gone: Gone,
+        environments: Collection[str] = (),
+        *,
+        pending: bool = False,
+        tell: Callable[[float], None] = lambda _: None,
+    ) -> Pruned:
+        """As the contract says."""
+        whole = set(environments)
+        with self._lock:
+            self._check_open()
+            places = {
+                (where, problem): set(gone(problem, [record for _, record in there]))
+                for where, problems in self._records.items()
+                if where not in whole
+                for problem, there in problems.items()
+            }
+            before = self._counts()
+            for (where, problem), out in places.items():
+                there = self._records[where][problem]
+                there[:] = [kept for place, kept in enumerate(there) if place not in out]
+                if not there:
+                    del self._records[where][problem]
+            for where in self._pending if pending else ():
+                self._pending[where].clear()
+            for where in whole:
+                self._forget(where)
+            self._forget_problems()
+            after = self._counts()
+        tell(1.0)
+        return Pruned(*(first - last for first, last in zip(before, after, strict=True)))
+
     def close(self) -> None:
         """As the contract says; what was kept is gone."""
         with self._lock:
             self._closed = True
+
+    def _counts(self) -> tuple[int, int, int, int]:
+        """Records, problems with records, environments, pending problems."""
+        groups = [there for problems in self._records.values() for there in problems.values()]
+        where = sum(isinstance(known, str) for known in self._known)
+        return sum(map(len, groups)), len(groups), where, sum(map(len, self._pending.values()))
+
+    def _forget(self, environment: str) -> None:
+        self._known.pop(environment, None)
+        self._environments.pop(environment, None)
+        self._records.pop(environment, None)
+        self._pending.pop(environment, None)
+        self._begun = defaultdict(dict, {k: v for k, v in self._begun.items() if k[0] != environment})
+        self._qualifications = {k: v for k, v in self._qualifications.items() if k[0] != environment}
+
+    def _forget_problems(self) -> None:
+        """Forget the problems of which nothing is known."""
+        used = {problem for problems in self._records.values() for problem in problems}
+        used |= {problem for problems in self._pending.values() for problem in problems}
+        used |= {problem for (_, problem), begun in self._begun.items() if begun}
+        used |= {problem for calls in self._networks.values() for problem in calls}
+        self._known = {known: None for known in self._known if isinstance(known, str) or known in used}
 
     def _know(self, environment: str, problem: Problem) -> None:
         self._known.setdefault(environment)

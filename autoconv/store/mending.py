@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +16,7 @@ from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.store import rows
 from autoconv.store.backlog import add_lacking
-from autoconv.store.contract import ModelRecord, Qualification, Store
+from autoconv.store.contract import Gone, ModelRecord, Pruned, Qualification, Store
 from autoconv.store.damage import Identity, identity_of, put_aside
 from autoconv.store.sqlite import open_store
 from autoconv.warn import warn_now
@@ -166,6 +166,17 @@ class MendingStore:
     def networks(self) -> dict[str, dict[Problem, int]]:
         """As the contract says."""
         return self._ask(lambda store: store.networks())
+
+    def prune(
+        self,
+        gone: Gone,
+        environments: Collection[str] = (),
+        *,
+        pending: bool = False,
+        tell: Callable[[float], None] = lambda _: None,
+    ) -> Pruned:
+        """As the contract says; what this process wrote is written once more where the file is begun anew later."""
+        return self._ask(lambda store: store.prune(gone, environments, pending=pending, tell=tell))
 
     def close(self) -> None:
         """As the contract says."""

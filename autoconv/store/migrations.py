@@ -108,8 +108,8 @@ def m001_measurements(db: Database) -> None:
 
 # A problem's key is 70 characters and stood in every record, in the index and in the notes; so did an environment's.
 # Now a number stands for each, and what all records of a run share stands once. Records lie in the order of their runs:
-# a look-up reads them side by side, and they need no index of their own. Runs, like the records in them, are only ever
-# added, a run once more where others came between, so that their order is that of the calls.
+# a look-up reads them side by side, and they need no index of their own. Runs, like the records in them, are added at
+# the end, a run once more where others came between, so that their order is that of the calls; a prune removes some.
 #
 # Candidates and origins are never removed, since every open connection keeps the numbers that it has seen.
 _NUMBERS = (

@@ -7,18 +7,18 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autoconv.errors import ReadOnlyError, StoreError
 from autoconv.problem import Problem
 from autoconv.record import Record
-from autoconv.store import rows
+from autoconv.store import removal, rows
 from autoconv.store.connection import FAILURES, READING, WRITING, connect, failure, is_busy, patience, turn, waited
-from autoconv.store.contract import MAX_NAME, ModelRecord, Qualification, Store
-from autoconv.store.tables import LAST, Tables
+from autoconv.store.contract import MAX_NAME, Gone, ModelRecord, Pruned, Qualification, Store
+from autoconv.store.tables import LAST, Place, Tables
 
 # Answered from the index on (environment, problem) alone.
 _PROBLEMS = """
@@ -61,24 +61,6 @@ _NETWORKS = """
 _GROUPS_AT_ONCE = 256
 
 
-def default_path() -> Path:
-    """Where the user's own database lies: `autoconv.db` in the system's folder for a user's data.
-
-    Raises:
-        StoreError: there is no such folder, since nothing says where the user's home is.
-    """
-    import platformdirs
-
-    try:
-        folder = Path(platformdirs.user_data_dir("autoconv"))
-    except RuntimeError:  # as its newer versions have it
-        folder = Path()
-    if not folder.is_absolute():  # else it begins with `~`, which would be made in the working folder
-        msg = "there is no home folder for autoconv.db: name a file in AUTOCONV_DATABASE"
-        raise StoreError(msg)
-    return folder / "autoconv.db"
-
-
 def open_store(path: str | os.PathLike[str], *, readonly: bool = False, immutable: bool = False) -> Store:
     """The store in a file; for writing, a missing file is created, for the user alone.
 
@@ -94,21 +76,6 @@ def open_store(path: str | os.PathLike[str], *, readonly: bool = False, immutabl
         ValueError: it is to be written and immutable.
     """
     return SqliteStore(path, readonly=readonly, immutable=immutable)
-
-
-def imported_files(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Names of the files that a database's imported records came from, by `Record.origin`; some are not known.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
-    file = Path(path).absolute()
-    with closing(connect(file, readonly=True)) as connection:
-        try:
-            found = Tables(connection).select("SELECT key, file FROM origins")
-        except FAILURES as error:
-            raise failure("read", file, error) from error
-    return {key: name for key, name in found if isinstance(key, str) and isinstance(name, str)}
 
 
 class SqliteStore:
@@ -288,6 +255,61 @@ class SqliteStore:
                     found.setdefault(rows.one_line(name, MAX_NAME), {})[problem] = calls
         return found
 
+    def prune(
+        self,
+        gone: Gone,
+        environments: Collection[str] = (),
+        *,
+        pending: bool = False,
+        tell: Callable[[float], None] = lambda _: None,
+    ) -> Pruned:
+        """As the contract says. Reads without a lock and then removes in one transaction, which is all that others wait
+        for.
+        """
+        self._check_writable()
+        doomed = list(self._doomed(gone, set(environments), tell))
+        with (
+            self._connected(WRITING) as (connection, _),
+            removal.without_foreign_keys(connection),
+            self.writing(),
+            removal.heeding_interrupts(connection),
+        ):
+            return removal.remove(connection, doomed, environments, pending=pending)
+
+    def used_bytes(self) -> int:
+        """About what the file takes once it is compacted."""
+        with self._connected(READING) as (connection, _):
+            return removal.used_bytes(connection)
+
+    def compact(self) -> bool:
+        """Make the file as small as what it holds; whether it is now, or will be once others have done reading it.
+
+        Raises:
+            ReadOnlyError: it is open for reading only.
+            StoreError: somebody holds it, or there is no room for a copy of it; nothing is lost.
+        """
+        self._check_writable()
+        with self._connected(WRITING) as (connection, _), turn(self._file):
+            self._wait_as(WRITING, connection)
+            with removal.heeding_interrupts(connection):
+                return removal.compact(connection)
+
+    def _doomed(self, gone: Gone, but: Collection[str], tell: Callable[[float], None]) -> Iterator[Place]:
+        """Where the records stand that are to go."""
+        after, done = (0, 0), 0
+        ((total,),) = self._select("SELECT count(*) FROM (SELECT DISTINCT environment, problem FROM runs)")
+        while True:
+            with self._connected(READING) as (_, tables):
+                groups = tables.groups(after, LAST, _GROUPS_AT_ONCE)
+                found = list(tables.placed(after, groups[-1])) if groups else []
+            if not groups:
+                return
+            for problem, placed in found:
+                if placed[0][0].environment not in but:
+                    yield from (placed[out][1] for out in gone(problem, [record for record, _ in placed]))
+            after, done = groups[-1], done + len(groups)
+            tell(min(1.0, done / total))
+
     def close(self) -> None:
         """As the contract says; twice is once."""
         with self._lock:
@@ -305,9 +327,7 @@ class SqliteStore:
     @contextmanager
     def writing(self) -> Iterator[tuple[sqlite3.Connection, Tables]]:
         """A transaction of this package's own, committed when the block ends and undone if it raises."""
-        if self._readonly:
-            msg = f"{self._file} is open for reading only"
-            raise ReadOnlyError(msg)
+        self._check_writable()
         with self._connected(WRITING) as (connection, tables), turn(self._file):
             self._wait_as(WRITING, connection)  # not for long where the turn did not come
             # IMMEDIATE takes its place in the queue of writers; a reader that turned writer could only fail.
@@ -320,6 +340,11 @@ class SqliteStore:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+
+    def _check_writable(self) -> None:
+        if self._readonly:
+            msg = f"{self._file} is open for reading only"
+            raise ReadOnlyError(msg)
 
     @contextmanager
     def _connected(self, doing: str) -> Iterator[tuple[sqlite3.Connection, Tables]]:

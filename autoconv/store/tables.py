@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from autoconv.problem import Problem
@@ -30,7 +30,7 @@ _GROUPS = """
 """
 _RECORDS_OF_GROUPS = f"""
     SELECT runs.environment, runs.problem, environments.key, problems.key,
-        runs.origin, records.candidate, runs.key, created, library, {_RESULTS}
+        runs.id, records.position, runs.origin, records.candidate, runs.key, created, library, {_RESULTS}
     FROM runs INDEXED BY runs_by_problem
     CROSS JOIN records ON records.run = runs.id
     JOIN environments ON environments.id = runs.environment
@@ -60,6 +60,9 @@ _DESCRIBE = """
 
 LAST = 2**63 - 1
 """Larger than any number of a row."""
+
+Place = tuple[int, int, str, float]
+"""Where a record stands: number of its run, position in it, and the run's key and time, by which it is known again."""
 
 
 class Tables:
@@ -91,20 +94,24 @@ class Tables:
 
     def records_of_groups(self, after: tuple[int, int], last: tuple[int, int]) -> list[tuple[Problem, list[Record]]]:
         """The problems after one group up to another, each with its records, as far as they can be understood."""
-        read = []
+        return [(problem, [record for record, _ in group]) for problem, group in self.placed(after, last)]
+
+    def placed(
+        self, after: tuple[int, int], last: tuple[int, int]
+    ) -> Iterator[tuple[Problem, list[tuple[Record, Place]]]]:
+        """As `records_of_groups`, with where each record stands."""
         found = self.select(_RECORDS_OF_GROUPS, (*after, *last))
         for (_, _, environment, key), group in itertools.groupby(found, key=lambda row: row[:4]):
             problem = rows.problem_of(key)
             if problem is None:
                 continue
             made = (
-                rows.record_of(environment, problem.key, self._candidate(row[5]), self._origin(row[4]), row[6:])
+                (rows.record_of(environment, problem.key, self._candidate(row[7]), self._origin(row[6]), row[8:]), row)
                 for row in group
             )
-            records = [record for record in made if record is not None]
+            records = [(record, (row[4], row[5], row[8], row[9])) for record, row in made if record is not None]
             if records:
-                read.append((problem, records))
-        return read
+                yield problem, records
 
     def add(self, problem: Problem, records: Sequence[Record]) -> None:
         """Add checked records of a problem, in runs of those that follow one another."""
