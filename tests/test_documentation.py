@@ -64,6 +64,7 @@ def test_nearly_every_block_of_python_is_run() -> None:
 
 def test_readme_is_one_page() -> None:
     assert len(text_of(README).splitlines()) <= 190
+    assert len(text_of(README).split()) <= 1900
 
 
 def test_every_test_that_a_promise_names_is_there() -> None:
@@ -91,7 +92,7 @@ COMMANDS = [(page, words) for page in PAGES for words in lines_of(page)]
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: getattr(value, "stem", None) or value[0])
 def test_every_command_that_is_shown_can_be_given(page: Path, words: list[str]) -> None:
-    """It is read as on a command line, down to each option and its value, and not run."""
+    """It is read as on a command line, down to each option and its value; `test_documented_commands.py` runs it."""
     name, *rest = words
     command = main.commands[name]
     try:
