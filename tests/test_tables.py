@@ -230,6 +230,15 @@ def test_in_a_pipe_a_row_is_a_line_neither_cut_nor_filled_with_blanks(
         assert all(text in line for text in row.texts)
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_line_above_a_table_ends_in_blanks_or_is_cut(width: int) -> None:
+    found = Explanation(PROBLEM, explained().environment, Decision("native", Source.NATIVE, None, WHY), 1, ())
+    lines = printed(found, width)
+    assert max(map(len, lines)) <= width
+    assert not any(line != line.rstrip() for line in lines)
+    assert "".join(WHY.split()) in "".join("".join(lines).split())
+
+
 def test_a_long_line_above_a_table_is_not_broken_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     found = explained()
     tables.console().print(

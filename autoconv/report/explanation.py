@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 from autoconv.decision import Decision
 from autoconv.environment import Environment
 from autoconv.problem import Problem
-from autoconv.report.grid import Column, Grid
-from autoconv.report.words import cell, printable
+from autoconv.report.grid import Column, Grid, paragraphs
+from autoconv.report.words import printable
 
 _COLUMNS = (
     Column("candidate"),
@@ -173,7 +173,7 @@ class Explanation:
         """What rich prints: the lines of `summary` and the table."""
         from rich.console import Group
 
-        return Group(*map(cell, self.summary()), self.table())
+        return Group(paragraphs(self.summary()), self.table())
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the same as a piece of HTML."""

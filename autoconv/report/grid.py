@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -89,6 +89,14 @@ class Grid:
             yield from layout.head()
         for row in self.rows:
             yield from layout.row(row)
+
+
+def paragraphs(lines: Iterable[str]) -> Grid:
+    """Lines for rich's `print`, each broken between words where the terminal ends."""
+    found = Grid((Column("line"),), headed=False)
+    for line in lines:
+        found.add(line)
+    return found
 
 
 @dataclass

@@ -13,8 +13,7 @@ from rich.console import Console
 from autoconv.decision import NATIVE
 from autoconv.problem import Kind
 from autoconv.report.explanation import finite
-from autoconv.report.grid import Column, Grid
-from autoconv.report.words import cell
+from autoconv.report.grid import Column, Grid, paragraphs
 from autoconv.sweep.runner import Ending, Outcome
 
 MANY = 40
@@ -143,8 +142,7 @@ def print_outcomes(target: Console, outcomes: Sequence[Outcome]) -> None:
         many = len(outcomes) > MANY or any(o.device for o in outcomes)
         target.print(network_table(outcomes) if many else outcome_table(outcomes))
         target.print()
-    for line in [*summary_lines(summary(outcomes)), *failures(outcomes)]:
-        target.print(cell(line))
+    target.print(paragraphs([*summary_lines(summary(outcomes)), *failures(outcomes)]))
 
 
 def outcomes_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:
