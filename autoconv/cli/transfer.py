@@ -28,7 +28,8 @@ from autoconv.report.words import printable
 @click.option(
     "--datasette",
     is_flag=True,
-    help="Write FILE.metadata.json beside a database, by which Datasette names and explains its views.",
+    help="Write a database that is quick to look through in Datasette, and FILE.metadata.json beside it, which names "
+    "and explains its views.",
 )
 @click.option(
     "--rule",
@@ -88,7 +89,7 @@ def export(
     selection = Selection(device, environment, _problems(networks, database))
     source = _database(database)
     with progress_of("exporting") as tell:
-        exported = write(source, out, selection=selection, force=force, tell=tell)
+        exported = write(source, out, selection=selection, force=force, browsable=datasette, tell=tell)
     click.echo(f"{out}: {exported.records} records of {exported.environments} environments")
     if card:
         click.echo(f"{cards.write(out)}: its card")

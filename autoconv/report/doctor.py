@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from autoconv import environment
 from autoconv._backend import mx
 from autoconv._version import __version__
@@ -23,7 +21,7 @@ from autoconv.kin import are_kin, differences
 from autoconv.model.advisers import Advisers, adviser_for, ceilings_of
 from autoconv.report import machine
 from autoconv.report.finding import Finding
-from autoconv.report.words import cell
+from autoconv.report.grid import Column, Grid
 from autoconv.settings import Settings
 from autoconv.store import Qualification, Store, default_path, open_store
 from autoconv.store import shipped as came_with
@@ -92,15 +90,13 @@ def examine(
     ]
 
 
-def table(findings: list[Finding]) -> Table:
-    """The findings as a table of rich; advice stands beneath what it is about."""
-    found = Table(box=None, show_header=False, pad_edge=False)
-    found.add_column(style="bold", no_wrap=True)
-    found.add_column(overflow="fold")
+def table(findings: list[Finding]) -> Grid:
+    """The findings as a table for rich; advice stands beneath what it is about."""
+    found = Grid((Column("about", style="bold"), Column("found", beneath=True)), headed=False)
     for finding in findings:
-        found.add_row(cell(finding.about), cell(finding.found))
+        found.add(finding.about, finding.found)
         if finding.advice:
-            found.add_row("", cell(f"→ {finding.advice}"), style="yellow")
+            found.add("", f"→ {finding.advice}", style="yellow")
     return found
 
 

@@ -10,18 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from autoconv.model.counsel import Counsel
 
 from autoconv.decision import Decision
 from autoconv.environment import Environment
 from autoconv.problem import Problem
-from autoconv.report.words import cell, printable
+from autoconv.report.grid import Column, Grid, paragraphs
+from autoconv.report.words import printable
 
-COLUMNS = ("candidate", "status", "time ms", "spread", "vs native", "error", "bound", "workspace MB", "peak MB", "why")
+_COLUMNS = (
+    Column("candidate"),
+    Column("status", leaves=4, unless="ok"),
+    Column("time ms", numbers=True),
+    Column("spread", numbers=True, leaves=2),
+    Column("vs native", numbers=True),
+    Column("error", numbers=True),
+    Column("bound", numbers=True, leaves=1),
+    Column("workspace MB", numbers=True, leaves=3),
+    Column("peak MB", numbers=True, leaves=5),
+    Column("why", beneath=True),
+)
 
-WORDS = ("candidate", "status", "why")
+COLUMNS = tuple(column.name for column in _COLUMNS)
+
+WORDS = tuple(column.name for column in _COLUMNS if not column.numbers)
 """Columns of words; the others are numbers."""
 
 
@@ -149,22 +162,18 @@ class Explanation:
             *(self.counsel.lines() if self.counsel is not None else ()),
         ]
 
-    def table(self) -> Table:
-        """The rows as a table of rich."""
-        from rich.table import Table  # not paid for by who never prints one
-
-        found = Table(box=None, header_style="bold", pad_edge=False)
-        for name in COLUMNS:
-            found.add_column(name, no_wrap=name != COLUMNS[-1], justify="left" if name in WORDS else "right")
+    def table(self) -> Grid:
+        """The rows as a table for rich, that of the choice in bold."""
+        found = Grid(_COLUMNS)
         for row in self.rows():
-            found.add_row(*map(cell, row), style="bold" if row[0] == self.decision.candidate else None)
+            found.add(*row, style="bold" if row[0] == self.decision.candidate else "")
         return found
 
     def __rich__(self) -> RenderableType:
         """What rich prints: the lines of `summary` and the table."""
         from rich.console import Group
 
-        return Group(*map(cell, self.summary()), self.table())
+        return Group(paragraphs(self.summary()), self.table())
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the same as a piece of HTML."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from autoconv.report.words import cell
+from autoconv.report.grid import Column, Grid
 
 if TYPE_CHECKING:
     from autoconv.model.card import Judgement
@@ -18,7 +16,7 @@ WAYS = ("predict", "auto", "native", "winner")
 _NAMES = {"winner": "measured winner"}
 
 
-def of_card(judgements: Mapping[str, Mapping[str, Mapping[str, Judgement]]]) -> Table:
+def of_card(judgements: Mapping[str, Mapping[str, Mapping[str, Judgement]]]) -> Grid:
     """A row a split and way, of all problems; where a device is held out, of each device."""
     found = _table("held out")
     for split, groups in judgements.items():
@@ -30,7 +28,7 @@ def of_card(judgements: Mapping[str, Mapping[str, Mapping[str, Judgement]]]) -> 
     return found
 
 
-def of_groups(groups: Mapping[str, Mapping[str, Judgement]]) -> Table:
+def of_groups(groups: Mapping[str, Mapping[str, Judgement]]) -> Grid:
     """A row a group and way."""
     found = _table("of")
     for group, ways in groups.items():
@@ -38,24 +36,29 @@ def of_groups(groups: Mapping[str, Mapping[str, Judgement]]) -> Table:
     return found
 
 
-def _table(what: str) -> Table:
-    found = Table(box=None, header_style="bold", pad_edge=False)
-    for name in (what, "choice by"):
-        found.add_column(name, overflow="fold")
-    for name in ("problems", "mean regret", "95th", "worst", "worse than native", "by at most", "gain captured"):
-        found.add_column(name, justify="right", no_wrap=True)
-    found.add_column("timed", justify="right", no_wrap=True)
-    return found
+def _table(what: str) -> Grid:
+    numbers = {
+        "problems": 0,
+        "mean regret": 0,
+        "95th": 4,
+        "worst": 1,
+        "worse than native": 5,
+        "by at most": 2,
+        "gain captured": 6,
+        "timed": 3,
+    }
+    named = (Column(name, numbers=True, leaves=leaves) for name, leaves in numbers.items())
+    return Grid((Column(what, narrows=18), Column("choice by"), *named))
 
 
-def _add(table: Table, name: str, ways: Mapping[str, Judgement]) -> None:
+def _add(table: Grid, name: str, ways: Mapping[str, Judgement]) -> None:
     for way in WAYS:
         found = ways.get(way)
         if found is None:
             continue
-        table.add_row(
-            cell(name),
-            cell(_NAMES.get(way, way)),
+        table.add(
+            name,
+            _NAMES.get(way, way),
             str(found.problems),
             f"{found.regret_mean:.2%}",
             f"{found.regret_p95:.1%}",

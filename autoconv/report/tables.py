@@ -9,37 +9,40 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from autoconv.decision import NATIVE
 from autoconv.problem import Kind
 from autoconv.report.explanation import finite
-from autoconv.report.words import cell
+from autoconv.report.grid import Column, Grid, paragraphs
 from autoconv.sweep.runner import Ending, Outcome
 
 MANY = 40
 """Outcomes past which a table has a row a network."""
 
-PLAIN_WIDTH = 200
-"""Columns of a table that goes to a file or a pipe."""
+PLAIN_WIDTH = 1_000_000
+"""Columns of what goes to a file or a pipe, where a row is a line, however long."""
 
 
 def console() -> Console:
-    """The console of stdout; wide where that is no terminal."""
+    """The console of stdout; where that is no terminal, one that breaks no line."""
     found = Console(highlight=False, markup=False, emoji=False)
     return found if found.is_terminal else Console(width=PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
 
 
-def outcome_table(outcomes: Sequence[Outcome]) -> Table:
+def outcome_table(outcomes: Sequence[Outcome]) -> Grid:
     """A row an outcome: network, layer, native's and the best time, winner, speed-up, error."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("network", "layer", "convolution"):
-        table.add_column(name, overflow="fold")
-    for name in ("native ms", "best ms"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("winner", no_wrap=True)
-    for name in ("speed-up", "error"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Grid(
+        (
+            Column("network", narrows=16),
+            Column("layer", narrows=16),
+            Column("convolution", beneath=True),
+            Column("native ms", numbers=True),
+            Column("best ms", numbers=True),
+            Column("winner", beneath=True),
+            Column("speed-up", numbers=True),
+            Column("error", numbers=True, leaves=1),
+        )
+    )
     for outcome in outcomes:
         layer = outcome.layer
         decision = outcome.decision
@@ -54,19 +57,31 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
             "" if outcome.speedup is None else f"{outcome.speedup:.2f}x",
             "" if outcome.error is None else f"{outcome.error:.1e}",
         )
-        table.add_row(*map(cell, row))
+        table.add(*row)
     return table
 
 
-def network_table(outcomes: Sequence[Outcome]) -> Table:
+def network_table(outcomes: Sequence[Outcome]) -> Grid:
     """A row a network, on each device: how its problems ended, native's and the best time of a pass, and gains."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
     fleet = any(o.device for o in outcomes)
-    for name in ("device", "network") if fleet else ("network",):
-        table.add_column(name, overflow="fold")
-    for name in ("problems", "timed", "known", "failed", "native ms", "best ms", "weighted", "geometric", "most"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("won by, of other than native", overflow="fold")
+    numbers = {
+        "problems": 0,
+        "timed": 4,
+        "known": 3,
+        "failed": 6,
+        "native ms": 0,
+        "best ms": 5,
+        "weighted": 0,
+        "geometric": 2,
+        "most": 1,
+    }
+    table = Grid(
+        (
+            *(Column(name, narrows=16) for name in (("device", "network") if fleet else ("network",))),
+            *(Column(name, numbers=True, leaves=leaves) for name, leaves in numbers.items()),
+            Column("won by, of other than native", beneath=True),
+        )
+    )
     networks: dict[tuple[str, ...], list[Outcome]] = {}
     for outcome in outcomes:
         key: tuple[str, ...] = (outcome.device, outcome.layer.network) if fleet else (outcome.layer.network,)
@@ -88,7 +103,7 @@ def network_table(outcomes: Sequence[Outcome]) -> Table:
             *("" if gain is None else f"{gain:.2f}x" for gain in gains),
             ", ".join(f"{n} {name}" for name, n in algorithms.most_common()),
         )
-        table.add_row(*map(cell, row))
+        table.add(*row)
     return table
 
 
@@ -127,8 +142,7 @@ def print_outcomes(target: Console, outcomes: Sequence[Outcome]) -> None:
         many = len(outcomes) > MANY or any(o.device for o in outcomes)
         target.print(network_table(outcomes) if many else outcome_table(outcomes))
         target.print()
-    for line in [*summary_lines(summary(outcomes)), *failures(outcomes)]:
-        target.print(cell(line))
+    target.print(paragraphs([*summary_lines(summary(outcomes)), *failures(outcomes)]))
 
 
 def outcomes_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.text import Text
 
 # What terminals obey, and what turns the direction of reading; lines and tabs stay.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -15,10 +11,3 @@ _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def printable(text: str) -> str:
     r"""The text with what a terminal obeys written out, as `\x1b`."""
     return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-def cell(text: str) -> Text:
-    """The text for rich, which reads no markup in it."""
-    from rich.text import Text  # not paid for by who never prints one
-
-    return Text(printable(text))

@@ -524,6 +524,10 @@ def m005_networks(db: Database) -> None:
     db.execute(_NETWORKS)
 
 
+VIEWS = {sql.split()[2]: sql for sql in (_NUMBERS[-1], *_VIEWS)}
+"""The statement that makes each view of the newest schema, by its name."""
+
+
 def migrate(connection: sqlite3.Connection, application_id: int, schema: int) -> None:
     """Bring a database to the newest schema and mark it with its number and as ours, all in one transaction.
 

@@ -14,7 +14,7 @@ from autoconv.errors import StoreError
 from autoconv.store import rows
 from autoconv.store.connection import APPLICATION_ID, SCHEMA, connect, failure, schema_of
 from autoconv.store.tables import text_or_bytes
-from autoconv.store.transfer import entries
+from autoconv.store.transfer import browsing, entries
 from autoconv.store.transfer.scrub import scrubbed
 from autoconv.store.transfer.selection import Selection
 
@@ -58,6 +58,7 @@ def export(
     *,
     selection: Selection | None = None,
     force: bool = False,
+    browsable: bool = False,
     tell: Callable[[float], None] = lambda _: None,
 ) -> Exported:
     """Write measurements of a database to one file, to be read by others; says how many there were.
@@ -82,6 +83,8 @@ def export(
         out: The file to write.
         selection: What to write. Default: everything.
         force: Replace `out` if it exists.
+        browsable: Make a database quick to look through, by Datasette for one: its winners are kept in it as they are
+            at this moment.
         tell: Called now and then with how much is done, 1 being all.
 
     Raises:
@@ -102,7 +105,7 @@ def export(
         with replacing(target) as temporary:
             try:
                 if suffix in SQLITE_SUFFIXES:
-                    exported = _copy(connection, temporary, selection)
+                    exported = _copy(connection, temporary, selection, browsable)
                 else:
                     exported = _write(connection, temporary, suffix, selection, tell)
             except (sqlite3.Error, UnicodeDecodeError) as error:
@@ -157,7 +160,7 @@ def _sync(file: Path) -> None:
         os.close(descriptor)
 
 
-def _copy(connection: sqlite3.Connection, out: Path, selection: Selection) -> Exported:
+def _copy(connection: sqlite3.Connection, out: Path, selection: Selection, browsable: bool) -> Exported:
     connection.execute("VACUUM INTO ?", (str(out),))
     with closing(sqlite3.connect(out, isolation_level=None)) as copy:
         if schema_of(copy, out) < SCHEMA:
@@ -184,6 +187,10 @@ def _copy(connection: sqlite3.Connection, out: Path, selection: Selection) -> Ex
         # As bytes: damaged text would not reach the function.
         copy.execute("UPDATE records SET detail = scrub(CAST(detail AS BLOB)) WHERE detail <> ''")
         copy.execute("UPDATE qualifications SET barred = scrub_barred(CAST(barred AS BLOB))")
+        if browsable:
+            browsing.arrange(copy)
+        else:
+            browsing.undo(copy)
         copy.execute("COMMIT")
         # What was deleted is still in the file's free pages.
         copy.execute("VACUUM")
