@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
@@ -30,7 +31,7 @@ WHY = "it was given up after two turns, since it took 1.24 times as long as the 
 def record(name: str, status: Status, us: float, error: float) -> Record:
     algorithm, _, parameters = name.partition("(")
     samples = (us, us) if status is Status.OK else ()
-    fields = {"workspace_bytes": 1_234_567_890, "peak_bytes": 9_876_543_210, "run": "r", "created": 2.0}
+    fields: dict[str, Any] = {"workspace_bytes": 1_234_567_890, "peak_bytes": 9_876_543_210, "run": "r", "created": 2.0}
     return Record(PROBLEM.key, "here", algorithm, 1, parameters.rstrip(")"), status, samples, error, **fields)
 
 
@@ -76,9 +77,9 @@ TABLES: dict[str, Callable[[], Grid]] = {
 
 
 def printed(what: RenderableType, width: int) -> list[str]:
-    console = Console(width=width, file=io.StringIO(), highlight=False)
-    console.print(what)
-    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    out = io.StringIO()
+    Console(width=width, file=out, highlight=False).print(what)
+    return out.getvalue().splitlines()
 
 
 def numbers(lines: list[str]) -> set[str]:
