@@ -18,14 +18,15 @@ function drawTiles(data, filter) {
     most = Math.max(most, p.speedup[i]);
     if (p.algorithm[i] !== data.native) faster++;
   }
-  const all = gainsOf(data, filter.rows).filter((sum) => sum.name !== data.others);
+  const all = gainsOf(data, filter).filter((sum) => sum.name !== data.others);
   const mine = all.filter((sum) => data.isOwn(sum.name));
+  const part = isPart(filter) ? ", of the problems that pass the filter" : "";
   const named = mine.length ? mine : all; // those known by their shapes share problems with the user's own
   const before = named.reduce((sum, each) => sum + each.before, 0);
   const after = named.reduce((sum, each) => sum + each.after, 0);
   const tiles = [
     ["Problems", whole(filter.rows.length), `${whole(data.count)} in this report`],
-    ["Gain on networks", after ? times(before / after) : "–", named.length ? `time-weighted, ${named.length === 1 ? named[0].name : `${whole(named.length)} networks${mine.length ? " of yours" : ""}`}` : "no known network"],
+    ["Gain on networks", after ? times(before / after) : "–", named.length ? `time-weighted, ${named.length === 1 ? named[0].name : `${whole(named.length)} networks${mine.length ? " of yours" : ""}`}${part}` : "no known network"],
     ["Gain on a problem", compared ? times(Math.exp(logs / compared)) : "–", "geometric mean"],
     ["Another than native", compared ? share(faster / compared) : "–", `of ${whole(compared)} that can be compared`],
     ["Most", compared ? times(most) : "–", "as fast as native"],
@@ -34,18 +35,28 @@ function drawTiles(data, filter) {
   byId("tiles").replaceChildren(...tiles.map(([name, value, note]) => make("div", {}, make("dt", {}, name), make("dd", {}, value), make("dd", {}, note))));
 }
 
-/** The algorithms with their colours; one selects what it won. */
-function drawLegend(data, filter) {
-  const counts = new Map();
-  for (const i of filter.rows) counts.set(data.problems.algorithm[i], (counts.get(data.problems.algorithm[i]) ?? 0) + 1);
-  const present = new Set(data.candidates.algorithm);
-  const names = [...present].sort((a, b) => (counts.get(b) ?? 0) - (counts.get(a) ?? 0));
-  byId("legend").replaceChildren(...names.map((algorithm) => {
+/** The algorithms with their colours, in an order that stays; one selects what it won. What is returned follows the filter. */
+function makeLegend(data, filter) {
+  const winsOf = (rows) => {
+    const wins = new Array(data.algorithms.length).fill(0);
+    for (const i of rows) wins[data.problems.algorithm[i]]++;
+    return wins;
+  };
+  const wins = winsOf(data.problems.algorithm.keys());
+  const chips = [...new Set(data.candidates.algorithm)].sort((a, b) => wins[b] - wins[a]).map((algorithm) => {
     const name = data.algorithms[algorithm];
-    const isOn = filter.state.winner === name;
-    return make("li", {}, make("button", { type: "button", "aria-pressed": String(isOn), title: "Show what it wins", onclick: () => filter.set({ winner: isOn ? "" : name }) },
-      glyph(name), name, make("span", { class: "muted" }, whole(counts.get(algorithm) ?? 0))));
-  }));
+    const count = make("span", { class: "muted" });
+    const button = make("button", { type: "button", title: "Show what it wins", onclick: () => filter.set({ winner: filter.state.winner === name ? "" : name }) }, glyph(name), name, count);
+    return { algorithm, name, count, button };
+  });
+  byId("legend").replaceChildren(...chips.map(({ button }) => make("li", {}, button)));
+  return () => {
+    const now = winsOf(filter.rows);
+    for (const { algorithm, name, count, button } of chips) {
+      count.textContent = whole(now[algorithm]);
+      button.setAttribute("aria-pressed", String(filter.state.winner === name));
+    }
+  };
 }
 
 /** Where rows came from: files, with what they hold. */
@@ -92,13 +103,13 @@ function drawHead(data, about) {
   byId("made").textContent = `Made ${about.made} by autoconv ${about.version}. Decisions are those that calls make with this accuracy and memory limit. The page holds all it shows.`;
 }
 
-/** When what was drawn until now is seen. */
-const painted = () => new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve, 0)); });
-const pause = () => new Promise((resolve) => { setTimeout(resolve, 0); });
+/** When all of the page was read, Plotly's script at its end too: the data are unpacked meanwhile. */
+const read = () => new Promise((resolve) => { if (document.readyState === "loading") addEventListener("DOMContentLoaded", resolve); else resolve(); });
 
 async function main() {
   const about = JSON.parse(byId("about").textContent);
-  const data = await load();
+ 
+  const [data] = await Promise.all([load(), read()]);
   byId("loading").remove();
   watchLook(() => page.draw());
   const page = { draw() {} };
@@ -110,32 +121,31 @@ async function main() {
   byId("main").hidden = false;
   const explain = makeExplain(data);
   let turn = 0;
-  /** Draw everything; where that is asked for again meanwhile, the newer one goes on alone. */
+  /** Draw what is in sight, and let all else be drawn when it comes near; `ready` says when that was seen. */
   page.draw = async () => {
     const mine = ++turn;
     delete document.documentElement.dataset.ready;
     drawTiles(data, filter);
-    drawLegend(data, filter);
+    followLegend();
     follow();
     table.draw();
-    // What is at the top is shown first; all else is painted once, since painting takes longer than drawing.
-    for (const [at, figure] of figures.entries()) {
-      if (at < 2) await pause();
-      if (mine !== turn) return;
-      figure.draw();
-    }
+    drawer.change();
+    await drawer.drawNear();
     await painted();
     if (mine === turn) document.documentElement.dataset.ready = String(Math.round(performance.now()));
   };
   const filter = makeFilter(data, () => page.draw());
-  const context = { data, filter, open: explain.open, redraw: (figure) => figure.draw() };
+  const context = { data, filter, open: explain.open, redraw: (figure) => drawer.drawNow(figure) };
   const table = makeTable(context);
   const follow = makeFilterForm(data, filter);
+  const followLegend = makeLegend(data, filter);
   const measured = [gainsFigure, mapFigure, speedupFigure, accuracyFigure, memoryFigure].map((of) => of(context));
   const model = modelSection(context);
   const failures = failuresFigure(context);
   const figures = [...measured, ...(model?.figures ?? []), failures];
   byId("figures").append(...measured.map((figure) => figure.element), ...(model ? [model.element] : []), failures.element);
+  const drawer = makeDrawer(figures);
+  addEventListener("beforeprint", drawer.drawAll);
   if (innerWidth <= 860) byId("filters-box").open = false;
   drawHead(data, about);
   drawSources(data);
