@@ -59,9 +59,7 @@ def _named(problem: Problem, records: Sequence[Record]) -> list[Record]:
 @click.option("--problems", default=100_000, show_default=True, help="Problems in the database, eight records each.")
 @click.option("--most-write", default=60.0, show_default=True, help="Seconds that writing may take.")
 @click.option("--most-first", default=5.0, show_default=True, help="Seconds from opening to all that is in sight.")
-@click.option(
-    "--most-draw", default=8.0, show_default=True, help="Seconds from opening to the last figure, scrolled to."
-)
+@click.option("--most-draw", default=8.0, show_default=True, help="Seconds from opening to the last figure.")
 def main(problems: int, most_write: float, most_first: float, most_draw: float) -> None:
     """Print the page's size, and what writing and drawing it take; exit code 1 where that is too long."""
     with tempfile.TemporaryDirectory() as folder:

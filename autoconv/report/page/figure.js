@@ -1,7 +1,7 @@
 /* A figure: what every plot is made of, and when it is drawn. */
 
 const MOST_SVG = 4000; // points past which WebGL draws them, where there is any
-const MOST_GL = 8000; // points past which some are left out, evenly, and that is said
+const MOST_GL = 10000; // points past which some are left out, evenly, and that is said
 const HEIGHT = 340; // of a plot whose contents ask for no other
 const NONE = 110; // of what says that there is none
 const NEAR = 150; // pixels out of sight at which a figure is drawn already
@@ -137,12 +137,13 @@ const shift = (i, salt) => { const x = Math.sin(i * 12.9898 + salt * 78.233) * 4
 function scatter(data, numbers, algorithm, at, marker = {}) {
   const type = numbers.length > MOST_SVG && hasGl() ? "scattergl" : "scatter";
   const most = type === "scattergl" ? MOST_GL : MOST_SVG;
-  const step = Math.ceil(numbers.length / most) || 1;
+  const count = Math.min(numbers.length, most);
   const traces = data.algorithms.map((name) => ({ name, x: [], y: [], customdata: [] }));
-  for (let k = 0; k < numbers.length; k += step) {
-    const trace = traces[algorithm[numbers[k]]];
-    const [x, y] = at(numbers[k]);
-    trace.x.push(x); trace.y.push(y); trace.customdata.push(numbers[k]);
+  for (let k = 0; k < count; k++) {
+    const number = numbers[Math.floor((k * numbers.length) / count)];
+    const trace = traces[algorithm[number]];
+    const [x, y] = at(number);
+    trace.x.push(x); trace.y.push(y); trace.customdata.push(number);
   }
   const shown = traces.filter((trace) => trace.x.length).map(({ name, ...trace }) => ({
     ...trace, type, name: plain(name), mode: "markers",
@@ -150,6 +151,6 @@ function scatter(data, numbers, algorithm, at, marker = {}) {
   }));
   // What is many lies beneath what is few.
   shown.sort((a, b) => b.x.length - a.x.length);
-  return { traces: shown, left: step > 1 ? `; ${whole(Math.ceil(numbers.length / step))} of them are drawn, a filter shows more` : "" };
+  return { traces: shown, left: count < numbers.length ? `; ${whole(count)} of them are drawn, a filter shows more` : "" };
 }
 

@@ -20,7 +20,7 @@ const LEAST_REGRET = 1e-3; // less than that no timing tells
 const legendOf = (entries) => make("ul", { class: "ways" }, ...entries.map(([sign, signColour, name, text]) => {
   const mark = make("span", { class: "glyph", "aria-hidden": "true" }, sign);
   if (signColour) mark.style.color = signColour;
-  return make("li", {}, mark, make("span", {}, make("b", {}, name), text ? `: ${text}` : ""));
+  return make("li", {}, mark, make("span", {}, make("strong", {}, name), text ? `: ${text}` : ""));
 }));
 
 /** A section about the models in use; null where the report has no environment. */

@@ -31,7 +31,7 @@ function accuracyFigure({ data, filter, open, redraw }) {
     }
     const speeds = spanOf([1, ...points.map((c) => t.speedup[c])]);
     const width = Math.log(speeds[1] / speeds[0]);
-    const strip = speeds[0] / Math.exp(0.08 * width); // what was not timed has a place of its own
+    const strip = speeds[0] / Math.exp((isNarrow() ? 0.13 : 0.08) * width); // what was not timed has a place of its own
     const [least, most] = bounds.length ? spanOf(bounds, 1) : [NaN, NaN];
     const errors = spanOf([...bounds, ...points.concat(untimed).map((c) => t.error[c])]);
     const at = (c) => [t.speedup[c] > 0 ? t.speedup[c] : strip * Math.exp(0.015 * width * shift(c, 3)), t.error[c]];
@@ -45,7 +45,7 @@ function accuracyFigure({ data, filter, open, redraw }) {
         ...(bounds.length ? [{ xref: "paper", x: 1, xanchor: "right", y: Math.log10(most), yanchor: "bottom", text: most > least * 1.02 ? `bound, by problem ${small(least)} to ${small(most)}` : `bound ${small(least)}`, showarrow: false, font: { color: colour("bad"), size: 11 } }] : []),
         ...(untimed.length ? [{ x: Math.log10(strip), yref: "paper", y: 0, yanchor: "bottom", text: "not timed", textangle: -90, showarrow: false, xshift: -16, font: { color: colour("muted"), size: 11 } }] : []),
       ],
-      xaxis: logAxis("native's time over the candidate's", [untimed.length ? strip : speeds[0], speeds[1]], ticksWithin(speeds), ratioTick),
+      xaxis: logAxis("native's time over the candidate's", [untimed.length ? strip / Math.exp(0.04 * width) : speeds[0], speeds[1]], ticksWithin(speeds), ratioTick),
       yaxis: logAxis("relative L2 error", errors, ticksWithin(errors), errorTick),
     }, { tell: (point) => candidateTold(data, point.customdata), open: (point) => open(data.problemOf[point.customdata]) });
   };
