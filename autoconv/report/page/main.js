@@ -108,7 +108,6 @@ const read = () => new Promise((resolve) => { if (document.readyState === "loadi
 
 async function main() {
   const about = JSON.parse(byId("about").textContent);
- 
   const [data] = await Promise.all([load(), read()]);
   byId("loading").remove();
   watchLook(() => page.draw());

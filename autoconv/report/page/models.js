@@ -76,7 +76,7 @@ function modelSection({ data, redraw }) {
     draw(curves, order.map((way) => ({
       type: "scatter", mode: "lines", name: way, x: data.shares.map((value) => 100 * value), y: found.curves[way].map((value) => Math.max(value, LEAST_REGRET)), line: { color: WAYS[way][0], dash: WAYS[way][1], width: 2 }, customdata: data.shares.map(() => way),
     })), {
-      xaxis: { title: { text: "problems, those with the least regret first", standoff: 12 }, ticksuffix: "%", range: [50, 100], nticks: 6 },
+      xaxis: { title: { text: "problems, least regret first", standoff: 12 }, ticksuffix: "%", range: [50, 100], nticks: 6 },
       yaxis: logAxis("regret, at most", [LEAST_REGRET, span[1]], ticksWithin([LEAST_REGRET, span[1]]), (value) => `${Number((100 * value).toPrecision(3))}%`),
     }, { none: "No model, or nothing that it could be asked about.", tell: ({ customdata, x, y }) => `${customdata}: ${WAYS[customdata][2]}\n${x.toFixed(1)}% of the problems: at most ${share(y, 1)}` });
   };
@@ -88,7 +88,7 @@ function modelSection({ data, redraw }) {
     calibration.say(found.length ? "How often what it says was meant to hold, and held, on networks that it had not seen, from its card. On the line or above it is well." : "");
     draw(calibration, found.length ? [
       { type: "scatter", mode: "lines", x: [least, 1], y: [least, 1], line: { color: colour("muted"), dash: "dot", width: 1 }, customdata: [null, null] },
-      { type: "scatter", mode: "markers+text", x: found.map((each) => each.nominal), y: found.map((each) => each.seen), text: found.map((each) => plain(each.interval)), textposition: found.map((each) => ({ question: "top left", best: "bottom right" })[each.interval] ?? "top left"), marker: { size: 12, color: colour("accent") }, customdata: found.map((_, i) => i), cliponaxis: false },
+      { type: "scatter", mode: "markers+text", x: found.map((each) => each.nominal), y: found.map((each) => each.seen), text: found.map((each) => plain(each.interval)), textposition: found.map((each) => (each.interval === "best" || each.nominal < 0.85 ? "bottom right" : "top left")), marker: { size: 12, color: colour("accent") }, customdata: found.map((_, i) => i), cliponaxis: false },
     ] : [], {
       xaxis: { title: { text: "meant to hold, of all choices", standoff: 12 }, tickformat: ".0%", range: [least, 1.01], nticks: 6 },
       yaxis: { title: { text: "held, of all choices", standoff: 12 }, tickformat: ".0%", range: [least, 1.01], nticks: 6 },
