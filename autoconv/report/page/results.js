@@ -36,7 +36,7 @@ function accuracyFigure({ data, filter, open, redraw }) {
     const errors = spanOf([...bounds, ...points.concat(untimed).map((c) => t.error[c])]);
     const at = (c) => [t.speedup[c] > 0 ? t.speedup[c] : strip * Math.exp(0.015 * width * shift(c, 3)), t.error[c]];
     const { traces, left } = scatter(data, points.concat(untimed), t.algorithm, at, { size: 6, opacity: 0.6 });
-    figure.say(`${whole(points.length)} results of candidates${left}, and ${whole(untimed.length)} at the left that have no time: too inaccurate, or given up.`);
+    figure.say(`${whole(points.length)} results of candidates, and ${whole(untimed.length)} at the left that have no time, too inaccurate or given up${left}.`);
     const line = (y) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: colour("bad"), width: 1.5, dash: "dash" } });
     const band = { type: "rect", xref: "paper", x0: 0, x1: 1, y0: least, y1: most, fillcolor: colour("bad"), opacity: 0.1, line: { width: 0 } };
     draw(figure, traces, {
