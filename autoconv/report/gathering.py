@@ -7,7 +7,6 @@ in a call; all decisions are those of `knowledge`, which calls rest on as well.
 from __future__ import annotations
 
 import statistics
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -367,17 +366,7 @@ class _Gatherer:
         )
 
 
-_WORDS = (
-    "networks",
-    "arguments",
-    "libraries",
-    "names",
-    "kinds",
-    "dtypes",
-    "algorithms",
-    "reasons",
-    "statuses",
-)
+_WORDS = ("networks", "arguments", "libraries", "names", "kinds", "dtypes", "algorithms", "reasons", "statuses")
 
 
 def _as_they_are(records: Sequence[Record]) -> list[Verdict]:
@@ -410,11 +399,3 @@ def _told(where: Environment) -> dict[str, Any]:
     identity = {str(k): str(v) for k, v in where.identity.items()}
     circumstances = {str(k): str(v) for k, v in where.circumstances.items() if k != "python"}
     return {"id": where.id, "identity": identity, "circumstances": circumstances, "memory": where.memory_bytes}
-
-
-def day(moment: float) -> str:
-    """A moment as a date, `unknown` where it is none."""
-    try:
-        return time.strftime("%Y-%m-%d", time.gmtime(moment))
-    except (OverflowError, OSError, ValueError):
-        return "unknown"
