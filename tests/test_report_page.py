@@ -360,8 +360,10 @@ def test_only_rows_in_sight_are_elements_and_the_last_can_be_reached(seen: Seen,
 
 
 def test_a_heading_sorts_up_and_down(seen: Seen) -> None:
+    units = {"kFLOP": 1e-6, "MFLOP": 1e-3, "GFLOP": 1.0, "TFLOP": 1e3}
+
     def gflops() -> list[float]:
-        return [float(text) for text in seen.table("gflop")]
+        return [float(number) * units[unit] for number, unit in map(str.split, seen.table("gflop"))]
 
     seen.page.click(".heads [data-name=gflop] button")
     assert gflops() == sorted(gflops(), reverse=True)

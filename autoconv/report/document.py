@@ -13,6 +13,7 @@ from typing import Any
 SCRIPTS = (
     "data.js",
     "look.js",
+    "address.js",
     "filter.js",
     "axes.js",
     "figure.js",
@@ -21,6 +22,7 @@ SCRIPTS = (
     "models.js",
     "table.js",
     "explain.js",
+    "paper.js",
     "main.js",
 )
 """Parts of the page's script, in order: each uses what stands before it."""
