@@ -147,6 +147,7 @@ CUBE_TOLD = f"1{TIMES}4{TIMES}8{TIMES}8{TIMES}8 * 16{TIMES}3{TIMES}3{TIMES}3{TIM
         (f"3{TIMES}3{TIMES}3", {CUBE, LARGE}),
         ("3*3*3", {CUBE, LARGE}),
         ("3x3x", {CUBE, LARGE}),  # on the way there
+        (f"3{TIMES}3{TIMES}", {CUBE, LARGE}),
         ("1x50x256x256x3", {PATCHES}),
         ("0x256x256x3", set()),  # a size is a whole number
         (CUBE_TOLD, {CUBE}),
@@ -194,7 +195,9 @@ def test_a_filter_is_there_again_when_the_page_is_loaded_again(page: Page) -> No
 
 
 def test_an_address_that_no_longer_holds_filters_nothing(page: Page) -> None:
-    page.evaluate("location.hash = '#network=gone&environment=7&dtype=int3&least=many&nothing=1&search=%E0%A4%A'")
+    page.evaluate(
+        "location.hash = '#network=gone&environment=7&dtype=int3&least=many&nothing=1&search=%E0%A4%A&explain=a/b'"
+    )
     page.reload()
     drawn(page)
     assert count(page) == "74 of 74 problems"
@@ -242,11 +245,14 @@ def test_what_closes_an_explanation_gives_the_focus_back_to_its_row(page: Page, 
 
 
 def test_what_was_opened_and_closed_is_no_step_of_its_own(page: Page) -> None:
+    choose(page, "dtype", "float32")
+    steps = page.evaluate("history.length")
     page.locator(".rows .row").first.click()
     page.keyboard.press("Escape")
     choose(page, "dtype", "bfloat16")
+    assert page.evaluate("history.length") == steps + 1
     back(page)
-    assert count(page) == "74 of 74 problems"
+    assert page.input_value("[name=dtype]") == "float32"
     assert page.is_hidden("#explain")
 
 
@@ -277,6 +283,8 @@ def test_a_page_that_may_keep_nothing_changes_its_look_all_the_same(browser: Bro
 
 
 def test_the_user_s_own_rows_stand_first_and_the_page_says_whose_there_are(page: Page) -> None:
+    page.reload()
+    drawn(page)
     assert texts(page, "network")[:3] == [MINE, MINE, "random and others"]
     assert texts(page, "speed")[:3] == [f"1.25{TIMES}", f"1.25{TIMES}", f"2.00{TIMES}"]
     told = "2 measured here, 72 came with autoconv"
@@ -341,6 +349,7 @@ def test_paper_has_light_colours_plots_of_its_width_and_a_list_of_rows(browser: 
         browsers.show(page, report, "#search=kd_decomposition")
         ink, behind = colours(page)
         assert ink > behind
+        page.evaluate("document.documentElement.dataset.look = 'dark'")  # chosen, beside the system's own
         wide = height(page, "#gains-plot"), page.evaluate("document.getElementById('map-plot')._fullLayout.width")
         page.emulate_media(media="print", color_scheme="dark")
         page.evaluate("dispatchEvent(new Event('beforeprint'))")

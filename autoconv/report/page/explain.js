@@ -6,7 +6,7 @@ const TOLD = {
   spread: "The median absolute deviation of these samples, over the median",
   "vs native": "The median ratio of native's samples to its own, of the samples that judge",
 };
-const RATIOS = "A time is the median of all samples. “vs native” rests on those that judge, every second one, which had no say in the choice: it is the median ratio of native's to the candidate's, of several runs within each. Where their median is over 5% off that of all it is said as “judged”: of two samples the first often had a cold start. “Given up” compares all samples taken until then with the best's until then.";
+const RATIOS = "A time is the median of all samples. “vs native” rests on those that judge, every second one, which had no say in the choice: it is the median ratio of native's to the candidate's, of several runs within each. So it need not be the quotient of the two times: where the median of those that judge is over 5% off that of all, it is told as “judged”, as where the first of two samples had a cold start. “Given up” compares the samples taken until then with the best's until then.";
 
 /** The panel: `open` shows a problem and puts it into the address, `follow` shows what the address says. Closed, it
  * gives the focus back; `refocus` is told of a row that had it. */
