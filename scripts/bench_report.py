@@ -2,7 +2,9 @@
 
     python scripts/bench_report.py --problems 100000
 
-Fails where either takes longer than it may; with no browser there is only the first.
+A figure is drawn when it comes near to what is in sight. So two times count, both from the page's opening: until its
+first screen is seen, and until every figure was scrolled to and seen, one after another with no rest between.
+Fails where one takes longer than it may; with no browser there is only the writing.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from bench_store import ENVIRONMENT, IDENTITY, made
@@ -24,6 +27,23 @@ from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.report.report import write
 from autoconv.store import Selection, open_store
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+SCROLL = """async () => {
+    const seen = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, 0)));
+    const times = {};
+    for (const figure of document.querySelectorAll("figure")) {
+        const start = performance.now();
+        figure.scrollIntoView();
+        do await seen(); while ("stale" in figure.dataset);
+        await seen();
+        times[figure.id] = performance.now() - start;
+    }
+    return { times, end: performance.now() };
+}"""
+"""Scrolls to each figure and waits until it is drawn and painted: what each took, and the page's age at the end."""
 
 
 def _named(problem: Problem, records: Sequence[Record]) -> list[Record]:
@@ -38,8 +58,9 @@ def _named(problem: Problem, records: Sequence[Record]) -> list[Record]:
 @click.command(epilog="Example: python scripts/bench_report.py --problems 100000")
 @click.option("--problems", default=100_000, show_default=True, help="Problems in the database, eight records each.")
 @click.option("--most-write", default=60.0, show_default=True, help="Seconds that writing may take.")
-@click.option("--most-draw", default=5.0, show_default=True, help="Seconds from the page's opening to its last plot.")
-def main(problems: int, most_write: float, most_draw: float) -> None:
+@click.option("--most-first", default=5.0, show_default=True, help="Seconds from opening to all that is in sight.")
+@click.option("--most-draw", default=8.0, show_default=True, help="Seconds from opening to the last figure.")
+def main(problems: int, most_write: float, most_first: float, most_draw: float) -> None:
     """Print the page's size, and what writing and drawing it take; exit code 1 where that is too long."""
     with tempfile.TemporaryDirectory() as folder:
         database, out = Path(folder) / "autoconv.db", Path(folder) / "report.html"
@@ -53,17 +74,26 @@ def main(problems: int, most_write: float, most_draw: float) -> None:
         click.echo(
             f"{found.problems} problems, {found.candidates} results: {found.size / 1e6:.1f} MB in {written:.1f} s"
         )
-        executable, drawn = program(), 0.0
+        executable, first, drawn = program(), 0.0, 0.0
         if executable is None:
             click.echo("no browser here: drawing is not timed")
         else:
             with launched(executable) as browser:
-                page = show(new_page(browser), out)
-                # The page counts from its opening, so that starting the browser is not in it.
-                drawn = float(page.evaluate("document.documentElement.dataset.ready")) / 1e3
-            click.echo(f"drawn in {drawn:.1f} s")
-    if written > most_write or drawn > most_draw:
+                first, drawn = _drawn(show(new_page(browser), out))
+    if written > most_write or first > most_first or drawn > most_draw:
         raise click.exceptions.Exit(1)
+
+
+def _drawn(page: Page) -> tuple[float, float]:
+    """Seconds from the page's opening, so without the browser's start, to its first screen and to its last figure."""
+    first = float(page.evaluate("document.documentElement.dataset.ready")) / 1e3
+    click.echo(f"first screen seen after {first:.1f} s")
+    resting = float(page.evaluate("performance.now()")) / 1e3 - first
+    found = page.evaluate(SCROLL)
+    drawn = float(found["end"]) / 1e3 - resting
+    each = ", ".join(f"{name} {ms / 1e3:.1f}" for name, ms in found["times"].items())
+    click.echo(f"every figure seen, one after another, after {drawn:.1f} s ({each})")
+    return first, drawn
 
 
 if __name__ == "__main__":

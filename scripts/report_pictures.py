@@ -30,6 +30,12 @@ class Picture:
     part: str = ""
 
 
+DRAWN = """[...document.querySelectorAll("figure[data-stale]")].every((figure) => {
+    const { top, bottom } = figure.getBoundingClientRect();
+    return bottom < 0 || top > innerHeight;
+})"""
+"""Whether all figures in sight are drawn: one is when it comes near."""
+
 PICTURES = {
     "light": Picture(1280, 1900),
     "dark": Picture(1280, 1840, dark=True, part="map"),
@@ -62,6 +68,7 @@ def main(database: Path, out: Path) -> None:
                     show(page, page_file)
                     if look.part:
                         page.locator(f"#{look.part}").evaluate("part => part.scrollIntoView()")
+                    page.wait_for_function(DRAWN)
                     page.screenshot(path=file)
                 click.echo(f"{file}: {file.stat().st_size / 1e3:.0f} kB")
 

@@ -207,6 +207,21 @@ def test_gains_by_network_are_those_of_the_card(tmp_path: Path) -> None:
     assert found.gains == expected["by_network"]
 
 
+def test_a_time_of_the_samples_that_judge_is_told_where_it_is_another(own: Path, tmp_path: Path) -> None:
+    fill(own, PROBLEM, HERE, winner_us=50.0)
+    with closing(open_store(own)) as store:
+        cold = replace(record(PROBLEM, HERE, "kd_decomposition(sum=float32)", 0.0), samples_us=(300.0, 80.0))
+        store.add(PROBLEM, [cold])
+    written(tmp_path)
+    found = unpacked(tmp_path / "report.html")
+    names = found.words("candidates.candidate", "names")
+    judged = dict(zip(names, found.column("candidates.judged"), strict=True))
+    speedups = dict(zip(names, found.column("candidates.speedup"), strict=True))
+    assert judged.pop(cold.candidate) == pytest.approx(80.0, rel=1e-4)
+    assert speedups[cold.candidate] == pytest.approx(100.0 / 80.0, rel=1e-4)
+    assert list(map(math.isnan, judged.values())) == [True, True]
+
+
 def test_networks_of_the_user_s_own_have_their_names_and_counts(own: Path, tmp_path: Path) -> None:
     known = LAYERS[0].problem
     for problem, us in ((PROBLEM, 50.0), (WIDE, 100.0), (known, 25.0)):

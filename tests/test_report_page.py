@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -16,6 +15,7 @@ import browser as browsers
 import pytest
 from click.testing import CliRunner
 from models import lenient
+from pages import Seen, watched
 
 from autoconv import settings
 from autoconv.cli import main
@@ -61,41 +61,6 @@ def rows(problem: Problem, best: str, us: float, **fields: Any) -> list[Record]:
         best_one,
         Record(problem.key, GPU.id, "im2col", 1, "axes=dhw", Status.FAILED, detail=HOSTILE, **made),
     ]
-
-
-@dataclass
-class Seen:
-    """A page, with what went wrong in it and what it asked for."""
-
-    page: Page
-    errors: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def count(self) -> int:
-        """Problems that pass the filter, as the page says."""
-        return int(self.page.inner_text("#count").split(" of ")[0].replace(",", ""))
-
-    def points(self, plot: str) -> int:
-        """Points that a plot shows."""
-        traces = f"document.getElementById('{plot}-plot').data ?? []"
-        return int(self.page.evaluate(f"({traces}).reduce((sum, trace) => sum + trace.x.length, 0)"))
-
-    def drawn(self) -> None:
-        self.page.wait_for_function("document.documentElement.dataset.ready")
-
-    def choose(self, name: str, value: str) -> None:
-        self.page.select_option(f"#filters [name={name}]", value)
-        self.drawn()
-
-    def type(self, name: str, value: str) -> None:
-        before = self.page.inner_text("#count")
-        self.page.fill(f"#filters [name={name}]", value)
-        self.page.wait_for_function(f"document.getElementById('count').innerText !== {json.dumps(before)}")
-        self.drawn()
-
-    def table(self, column: str) -> list[str]:
-        """The texts of a column, of the rows in sight."""
-        return [text.strip() for text in self.page.locator(f".rows .row .{column}").all_inner_texts()]
 
 
 @pytest.fixture(scope="module")
@@ -148,17 +113,9 @@ def seen(opened: Seen) -> Seen:
     return opened
 
 
-def watched(page: Page, file: Path, address: str = "") -> Seen:
-    found = Seen(page)
-    page.on("console", lambda message: found.errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: found.errors.append(str(error)))
-    page.on("request", lambda request: found.requests.append(request.url))
-    browsers.show(page, file, address)
-    return found
-
-
 def test_every_plot_is_drawn_without_an_error_or_a_request(seen: Seen, report: Report) -> None:
     for plot in PLOTS:
+        seen.bring(plot)
         assert seen.page.get_attribute(f"#{plot}-plot", "data-drawn") == "plot", plot
         assert seen.page.locator(f"#{plot}-plot svg.main-svg").count(), plot
         assert seen.points(plot) > 0, plot
@@ -202,6 +159,7 @@ def test_what_plotly_draws_of_them_is_text_as_well(seen: Seen) -> None:
     """Plotly reads tags in its labels; a point's own text is not drawn by it, but set as text beside the pointer."""
     seen.choose("environment", "1")
     assert re.search("native|depth_concat|kd_decomposition|wgrad_convolution", hover(seen, "accuracy"))
+    seen.bring("failures")
     assert LINK in (seen.page.text_content("#failures-plot") or "")
     assert seen.page.locator(".plot a, .plot img, .plot b").count() == 0
 
@@ -240,6 +198,7 @@ def test_an_algorithm_that_was_tried_leaves_its_results_alone(seen: Seen) -> Non
     seen.choose("algorithm", "wgrad_convolution")
     assert seen.count() == 1
     seen.choose("algorithm", "im2col")
+    seen.bring("failures")
     names = seen.page.evaluate("document.getElementById('failures-plot').data.length")
     assert seen.count() > 1
     assert names == 1
@@ -259,13 +218,14 @@ def test_the_search_finds_shapes_devices_and_winners(seen: Seen) -> None:
     assert seen.count() == 1
     seen.type("search", "nothing has this name")
     assert seen.count() == 0
+    seen.bring("map")
     assert seen.page.get_attribute("#map-plot", "data-drawn") == "none"
     assert "Nothing passes" in seen.page.inner_text("#map-plot")
 
 
 def test_a_bar_selects_its_network(seen: Seen) -> None:
     bars = seen.page.locator("#gains-plot .bars .point path")
-    bars.first.scroll_into_view_if_needed()
+    seen.bring("gains")
     box = bars.first.bounding_box()
     assert box is not None
     seen.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -274,7 +234,7 @@ def test_a_bar_selects_its_network(seen: Seen) -> None:
 
 def place_of_a_point(seen: Seen, plot: str) -> tuple[float, float]:
     """Where a plot's last point is on the screen: nothing is drawn over that."""
-    seen.page.locator(f"#{plot}-plot").scroll_into_view_if_needed()
+    seen.bring(plot)
     x, y = seen.page.evaluate(
         f"""() => {{
             const plot = document.getElementById("{plot}-plot");
@@ -400,8 +360,10 @@ def test_only_rows_in_sight_are_elements_and_the_last_can_be_reached(seen: Seen,
 
 
 def test_a_heading_sorts_up_and_down(seen: Seen) -> None:
+    units = {"kFLOP": 1e-6, "MFLOP": 1e-3, "GFLOP": 1.0, "TFLOP": 1e3}
+
     def gflops() -> list[float]:
-        return [float(text) for text in seen.table("gflop")]
+        return [float(number) * units[unit] for number, unit in map(str.split, seen.table("gflop"))]
 
     seen.page.click(".heads [data-name=gflop] button")
     assert gflops() == sorted(gflops(), reverse=True)

@@ -10,7 +10,21 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-SCRIPTS = ("data.js", "look.js", "filter.js", "plots.js", "models.js", "table.js", "explain.js", "main.js")
+SCRIPTS = (
+    "data.js",
+    "look.js",
+    "address.js",
+    "filter.js",
+    "axes.js",
+    "figure.js",
+    "plots.js",
+    "results.js",
+    "models.js",
+    "table.js",
+    "explain.js",
+    "paper.js",
+    "main.js",
+)
 """Parts of the page's script, in order: each uses what stands before it."""
 
 _FOLDER = files("autoconv.report") / "page"

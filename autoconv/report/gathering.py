@@ -6,7 +6,7 @@ in a call; all decisions are those of `knowledge`, which calls rest on as well.
 
 from __future__ import annotations
 
-import time
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,9 +43,13 @@ CANDIDATE_COLUMNS = {
     "algorithm": "B",
     "status": "B",
     "reason": "I",
-    **dict.fromkeys(("us", "spread", "speedup", "error", "workspace", "peak"), "f"),
+    **dict.fromkeys(("us", "judged", "spread", "speedup", "error", "workspace", "peak"), "f"),
 }
-"""Columns of the candidates."""
+"""Columns of the candidates. `us` is the median of all samples, `judged` that of those that judge, where it is another:
+`speedup` rests on these."""
+
+JUDGED_APART = 1.05
+"""A median of the samples that judge is another than that of all from this factor on."""
 
 NO_TELLING = "no run tells: it must be timed anew"
 NO_BACKEND = "the environment does not say which backend of MLX it had"
@@ -352,6 +356,7 @@ class _Gatherer:
                 "status": self._words["statuses"].number(verdict.status.value),
                 "reason": self._words["reasons"].number(reason),
                 "us": record.median_us,
+                "judged": _judged_apart(record),
                 "spread": record.spread,
                 "speedup": verdict.speedup,
                 "error": record.error,
@@ -361,23 +366,22 @@ class _Gatherer:
         )
 
 
-_WORDS = (
-    "networks",
-    "arguments",
-    "libraries",
-    "names",
-    "kinds",
-    "dtypes",
-    "algorithms",
-    "reasons",
-    "statuses",
-)
+_WORDS = ("networks", "arguments", "libraries", "names", "kinds", "dtypes", "algorithms", "reasons", "statuses")
 
 
 def _as_they_are(records: Sequence[Record]) -> list[Verdict]:
     """Records on which nothing was decided, the last of each candidate."""
     last = {r.candidate: r for r in sorted(records, key=lambda r: r.created)}
     return [Verdict(r, r.status, None, r.detail) for r in last.values()]
+
+
+def _judged_apart(record: Record) -> float | None:
+    """The median of the samples that judge, None where it says what the median of all does."""
+    if record.median_us is None or not record.judging_us:
+        return None
+    judged = statistics.median(record.judging_us)
+    ratio = judged / record.median_us
+    return judged if max(ratio, 1 / ratio) > JUDGED_APART else None
 
 
 def _counted(names: Mapping[str, int]) -> str:
@@ -395,11 +399,3 @@ def _told(where: Environment) -> dict[str, Any]:
     identity = {str(k): str(v) for k, v in where.identity.items()}
     circumstances = {str(k): str(v) for k, v in where.circumstances.items() if k != "python"}
     return {"id": where.id, "identity": identity, "circumstances": circumstances, "memory": where.memory_bytes}
-
-
-def day(moment: float) -> str:
-    """A moment as a date, `unknown` where it is none."""
-    try:
-        return time.strftime("%Y-%m-%d", time.gmtime(moment))
-    except (OverflowError, OSError, ValueError):
-        return "unknown"

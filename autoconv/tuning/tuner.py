@@ -406,5 +406,5 @@ def _still_racing(racing: list[_Progress], *, over_budget: bool) -> list[_Progre
             kept.append(entry)
         else:
             ratio = statistics.median(entry.samples_s) / statistics.median(leader.samples_s)
-            entry.detail = f"given up after {len(entry.samples_s)} turns at {ratio:.2f} times the best's time"
+            entry.detail = f"given up after {len(entry.samples_s)} turns at {ratio:.2f} times the best's time by then"
     return kept

@@ -46,6 +46,11 @@ function prepared(data) {
   data.kernels = [...numbers.keys()];
   const mine = new Set(data.own);
   data.isOwn = (network) => mine.has(network);
+  // A row is the user's own if a network of theirs makes it, or if it was measured here.
+  const isMineSet = data.networkSets.map((set) => set.some(([name]) => mine.has(name)));
+  data.isMine = (i) => isMineSet[p.networks[i]] || data.sources[p.source[i]].kind === "own";
+  const yours = Array.from({ length: data.count }, (_, i) => data.isMine(i));
+  data.hasOthers = yours.includes(true) && yours.includes(false); // beside rows of the user's own
   data.native = data.algorithms.indexOf("native");
   data.ends = (i) => (i + 1 < data.count ? p.first[i + 1] : data.candidates.us.length);
   // Which problem a candidate belongs to, for what is drawn of candidates.

@@ -6,8 +6,27 @@ const SELECTS = [
 ];
 
 const LONG = new Set(["network", "environment"]);
+const TYPED = { least: "speed-up from", most: "speed-up to", search: "search" };
 
-/** A filter over the data. `rows` are the numbers of the problems that pass; `set` changes it and tells `changed`. */
+/** What is searched, and what is searched for, in one way of writing: small letters, and `x` between the sizes of a shape
+ * for `×`, `*` and a comma. A `*` between two shapes, which has room around it, stays. */
+const folded = (text) => text.toLowerCase()
+  .replace(/(?<=\d)(?:\s*[×,]\s*|\*|\s+x\s+)(?=\d)/g, "x");
+
+/** Tests of texts that are folded, one for each word that is searched for. */
+function testsOf(search) {
+  const asShape = (word) => (/^[\dx×*,]+$/.test(word) ? word.replace(/[×*,]/g, "x") : word);
+  return folded(search).split(/\s+/).map(asShape).filter((word) => word && !/^[×*x,]+$/.test(word)).map((word) => {
+    // A shape begins with a whole number, and is no argument's, such as `s1,1,1`; a dtype is no end of `bfloat16`.
+    const before = /^\d+x[\dx]*$/.test(word) ? "(?<!\\d|\\s[spdi]|:)" : /^float\d*$/.test(word) ? "(?<!\\w)" : "";
+    if (!before) return (text) => text.includes(word);
+    const pattern = new RegExp(before + word);
+    return (text) => pattern.test(text);
+  });
+}
+
+/** A filter over the data. `rows` are the numbers of the problems that pass; `set` changes it and tells `changed`, also
+ * whether that was a step, which one can go back over, or a letter that was typed. */
 function makeFilter(data, changed) {
   const state = { network: "", environment: "", dtype: "", kind: "", kernel: "", winner: "", algorithm: "", source: "", least: "", most: "", search: "" };
   const usual = { ...state };
@@ -15,13 +34,24 @@ function makeFilter(data, changed) {
   const texts = new Array(data.count);
   const deviceNames = data.environments.map((e) => `${e.identity.device} · ${e.identity.backend} · MLX ${e.identity.mlx}`);
   const sourceNames = data.sources.map((s) => s.imported.length ? `${s.name}, imported ${s.imported.join(", ")}` : `${s.name} (${s.kind})`);
+  // In an address devices and files have names that hold in a report that is made anew; else they have numbers.
+  const lasting = { environment: data.environments.map((e) => e.id), source: sourceNames };
+  const offered = { network: data.networkSets.flat().map(([name]) => name), dtype: data.dtypes, kind: data.kinds, kernel: data.kernels, winner: data.algorithms, algorithm: data.algorithms };
 
-  /** What is searched in, in lower case; made when it is first needed. */
+  /** A value as the state has it, of one in an address; empty if nothing is called that. */
+  function restored(name, value) {
+    if (name === "search") return value;
+    if (name === "least" || name === "most") return value !== "" && Number.isFinite(Number(value)) ? value : "";
+    const at = (lasting[name] ?? offered[name]).indexOf(value);
+    return at < 0 ? "" : name in lasting ? String(at) : value;
+  }
+
+  /** What is searched in, folded; made when it is first needed. */
   function textOf(i) {
     texts[i] ??= [
       keyOf(data, i), labelOf(data, i), data.names[p.candidate[i]], data.networks[p.networks[i]],
       deviceNames[p.environment[i]], sourceNames[p.source[i]],
-    ].join(" ").toLowerCase();
+    ].map(folded).join("\n");
     return texts[i];
   }
 
@@ -43,7 +73,7 @@ function makeFilter(data, changed) {
     const algorithm = number(data.algorithms, state.algorithm);
     const least = state.least === "" ? NaN : Number(state.least);
     const most = state.most === "" ? NaN : Number(state.most);
-    const parts = state.search.toLowerCase().split(/\s+/).filter(Boolean);
+    const tests = testsOf(state.search);
     const found = new Uint32Array(data.count);
     let count = 0;
     for (let i = 0; i < data.count; i++) {
@@ -57,7 +87,7 @@ function makeFilter(data, changed) {
       if (algorithm >= 0 && !tried(i, algorithm)) continue;
       if (known(least) && !(p.speedup[i] >= least)) continue;
       if (known(most) && !(p.speedup[i] <= most)) continue;
-      if (parts.length && !parts.every((part) => textOf(i).includes(part))) continue;
+      if (tests.length && !tests.every((test) => test(textOf(i)))) continue;
       found[count++] = i;
     }
     return found.subarray(0, count);
@@ -68,18 +98,36 @@ function makeFilter(data, changed) {
     rows: passing(),
     deviceNames,
     sourceNames,
-    set(changes) {
+    set(changes, isStep = true) {
       Object.assign(state, changes);
       filter.rows = passing();
-      changed();
+      changed(isStep);
     },
     clear() { filter.set(usual); },
+    /** What an address is to say, by name, empty for what is not set. */
+    get values() {
+      return Object.fromEntries(Object.entries(state).map(([name, value]) => [name, value !== "" && name in lasting ? lasting[name][Number(value)] : value]));
+    },
+    /** Take in what an address says; whether that is another filter than before. */
+    restore(values) {
+      const before = JSON.stringify(state);
+      for (const name of Object.keys(state)) state[name] = restored(name, values.get(name) ?? "");
+      filter.rows = passing();
+      return JSON.stringify(state) !== before;
+    },
+    /** The filter in words, empty where all pass. */
+    get told() {
+      const shown = { environment: deviceNames, source: sourceNames };
+      const said = SELECTS.map(([name, title]) => [title.toLowerCase(), name, name in shown ? shown[name][Number(state[name])] : words(state[name])]);
+      const typed = Object.entries(TYPED).map(([name, title]) => [title, name, state[name]]);
+      return [...said, ...typed].filter(([, name]) => filter.isSet(name)).map(([title, , text]) => `${title} ${text}`).join(", ");
+    },
     isSet: (name) => state[name] !== "",
   };
   return filter;
 }
 
-/** The filter's controls, which follow it and it them. */
+/** The filter's controls, which follow it and it them; what is being typed is left alone, but where `isRestored`. */
 function makeFilterForm(data, filter) {
   const form = byId("filters");
   const counted = (column, names) => {
@@ -111,11 +159,11 @@ function makeFilterForm(data, filter) {
     fields[name] = select;
     form.append(make("label", LONG.has(name) ? { class: "long" } : {}, title, select));
   }
-  let waiting = 0;
   const typed = (name, attributes) => {
+    let waiting = 0;
     const input = make("input", { name, ...attributes, oninput: () => {
       clearTimeout(waiting);
-      waiting = setTimeout(() => filter.set({ [name]: input.value.trim() }), 150);
+      waiting = setTimeout(() => filter.set({ [name]: input.value.trim() }, false), 150);
     } });
     fields[name] = input;
     return input;
@@ -124,14 +172,14 @@ function makeFilterForm(data, filter) {
   form.append(make("label", {}, "Speed-up, from and to", make("span", { class: "range" },
     typed("least", { ...number, placeholder: "from", "aria-label": "Least speed-up" }),
     typed("most", { ...number, placeholder: "to", "aria-label": "Greatest speed-up" }))));
-  form.append(make("label", { class: "long" }, "Search", typed("search", { type: "search", placeholder: "shape, layer, winner" })));
+  form.append(make("label", { class: "long" }, "Search", typed("search", { type: "search", placeholder: "shape, network, winner" })));
   form.append(make("button", { type: "button", id: "reset", class: "short", onclick: () => filter.clear() }, "Reset"));
   form.addEventListener("submit", (event) => event.preventDefault());
-  return () => {
+  return (isRestored = false) => {
     for (const [name, field] of Object.entries(fields)) {
-      if (document.activeElement !== field) field.value = filter.state[name];
+      if (isRestored || document.activeElement !== field) field.value = filter.state[name];
       field.parentElement.classList.toggle("set", filter.isSet(name));
     }
-    byId("count").textContent = `${whole(filter.rows.length)} of ${whole(data.count)} problems`;
+    byId("count").textContent = `${whole(filter.rows.length)} of ${many(data.count, "problem")}`;
   };
 }

@@ -49,16 +49,28 @@ const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&
 const words = (text) => text.replaceAll("_", " ");
 const known = (number) => number === number; // a number that is not known is NaN
 const whole = (number) => number.toLocaleString("en-US");
+const many = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;
 const times = (ratio) => (known(ratio) ? `${ratio >= 99.5 ? ratio.toFixed(0) : ratio.toFixed(2)}×` : "");
 const small = (number) => (known(number) ? (number === Infinity ? "not finite" : number.toExponential(1)) : "");
 const share = (part, digits = 0) => `${(100 * part).toFixed(digits)}%`;
 
-/** Microseconds with a unit. */
-function timeText(us) {
-  if (!known(us)) return "";
-  if (us < 1e3) return `${us.toPrecision(3)} µs`;
-  return us < 1e6 ? `${(us / 1e3).toPrecision(us < 1e5 ? 3 : 4)} ms` : `${(us / 1e6).toPrecision(3)} s`;
+/** Texts as an enumeration. */
+const listed = (texts) => (texts.length > 1 ? `${texts.slice(0, -1).join(", ")} and ${texts.at(-1)}` : texts[0]);
+
+/** A number with three digits, or as many as it has before its point. */
+const digits = (number) => (number < 999.5 ? number.toPrecision(3) : whole(Math.round(number)));
+
+/** A number in the first of the units, from the small to the large, in which it is below a thousand. */
+function withUnit(number, units) {
+  const [size, unit] = units.find(([each]) => number / each < 999.5) ?? units.at(-1);
+  return `${digits(number / size)} ${unit}`;
 }
+
+/** Microseconds with a unit. */
+const timeText = (us) => (known(us) ? withUnit(us, [[1, "µs"], [1e3, "ms"], [1e6, "s"]]) : "");
+
+/** Work with a unit, of so many GFLOP. */
+const workText = (gflop) => withUnit(gflop, [[1e-6, "kFLOP"], [1e-3, "MFLOP"], [1, "GFLOP"], [1e3, "TFLOP"]]);
 
 /** Bytes with a unit. */
 function bytesText(bytes) {
@@ -80,12 +92,20 @@ function isDark() {
   return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-/** Let the switch change the look, and tell `changed` of every change. */
+const LOOK = "autoconv-report-look"; // what was chosen, for all reports that a browser takes for one site's
+
+/** Let the switch change the look, which is kept where a page may keep something, and tell `changed` of every change. */
 function watchLook(changed) {
+  let kept = null;
+  try { kept = localStorage; } catch { /* pages that lie in files may have none */ }
+  const chosen = kept?.getItem(LOOK);
+  if (chosen === "light" || chosen === "dark") document.documentElement.dataset.look = chosen;
   const button = byId("look");
   const name = () => { button.textContent = isDark() ? "Light" : "Dark"; };
   button.addEventListener("click", () => {
-    document.documentElement.dataset.look = isDark() ? "light" : "dark";
+    const look = isDark() ? "light" : "dark";
+    document.documentElement.dataset.look = look;
+    try { kept?.setItem(LOOK, look); } catch { /* full, or not to be written: it lasts for this visit */ }
     name();
     changed();
   });

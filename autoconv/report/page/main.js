@@ -1,5 +1,27 @@
 /* The page: puts its parts together, and draws them anew when the filter or the look changes. */
 
+const KINDS = { own: "measured here", imported: "imported", file: "from files", shipped: "came with autoconv" };
+
+/** How many of these problems came from where, in words, the user's own first: [[4, "measured here"], ...]. */
+function kindsOf(data, rows) {
+  const counts = new Map(Object.keys(KINDS).map((kind) => [kind, 0]));
+  for (const i of rows) { const { kind } = data.sources[data.problems.source[i]]; counts.set(kind, (counts.get(kind) ?? 0) + 1); }
+  return [...counts].filter(([, count]) => count).map(([kind, count]) => [count, KINDS[kind] ?? kind]);
+}
+
+/** A line on whose rows these are, where some are the user's own and others are not, and a switch to their own alone. */
+function drawMix(data, filter) {
+  const line = byId("mix");
+  line.hidden = !data.hasOthers;
+  if (line.hidden) return;
+  const kinds = kindsOf(data, data.problems.source.keys());
+  const own = data.sources.findIndex((source) => source.kind === "own");
+  const isOn = own >= 0 && filter.state.source === String(own);
+  const told = kinds.map(([count, where]) => `${whole(count)} ${where}`).join(", ");
+  const first = data.own.length ? listed(data.own.length > 3 ? [`${data.own.length} networks of yours`] : data.own) : "what was measured here";
+  line.replaceChildren(`${kinds.length > 1 ? `${many(data.count, "problem")}: ${told}. ` : ""}The table begins with ${first}. `, ...(own >= 0 && kinds.length > 1 ? [make("button", { type: "button", "aria-pressed": String(isOn), onclick: () => filter.set({ source: isOn ? "" : String(own) }) }, "Show only what was measured here")] : []));
+}
+
 /** The figures at the top, of the problems that pass. */
 function drawTiles(data, filter) {
   const p = data.problems;
@@ -18,34 +40,47 @@ function drawTiles(data, filter) {
     most = Math.max(most, p.speedup[i]);
     if (p.algorithm[i] !== data.native) faster++;
   }
-  const all = gainsOf(data, filter.rows).filter((sum) => sum.name !== data.others);
+  const all = gainsOf(data, filter).filter((sum) => sum.name !== data.others);
   const mine = all.filter((sum) => data.isOwn(sum.name));
+  const part = isPart(filter) ? ", of the problems that pass the filter" : "";
   const named = mine.length ? mine : all; // those known by their shapes share problems with the user's own
   const before = named.reduce((sum, each) => sum + each.before, 0);
   const after = named.reduce((sum, each) => sum + each.after, 0);
+  const kinds = kindsOf(data, filter.rows);
+  const note = [...(filter.rows.length < data.count ? [`of ${whole(data.count)} in this report`] : []), ...(kinds.length > 1 ? kinds.map(([count, where]) => `${whole(count)} ${where}`) : [])];
   const tiles = [
-    ["Problems", whole(filter.rows.length), `${whole(data.count)} in this report`],
-    ["Gain on networks", after ? times(before / after) : "–", named.length ? `time-weighted, ${named.length === 1 ? named[0].name : `${whole(named.length)} networks${mine.length ? " of yours" : ""}`}` : "no known network"],
+    ["Problems", whole(filter.rows.length), note.join(", ") || "in this report"],
+    ["Gain on networks", after ? times(before / after) : "–", named.length ? `time-weighted, ${named.length === 1 ? named[0].name : `${whole(named.length)} networks${mine.length ? " of yours" : ""}`}${part}` : "no known network"],
     ["Gain on a problem", compared ? times(Math.exp(logs / compared)) : "–", "geometric mean"],
     ["Another than native", compared ? share(faster / compared) : "–", `of ${whole(compared)} that can be compared`],
     ["Most", compared ? times(most) : "–", "as fast as native"],
-    ["Native cannot", whole(cannot), failed ? `another way can; ${whole(failed)} nobody accurately` : "another way can"],
+    ["Native cannot", whole(cannot), failed ? `another way can; on ${whole(failed)} no way is accurate` : "another way can"],
   ];
   byId("tiles").replaceChildren(...tiles.map(([name, value, note]) => make("div", {}, make("dt", {}, name), make("dd", {}, value), make("dd", {}, note))));
 }
 
-/** The algorithms with their colours; one selects what it won. */
-function drawLegend(data, filter) {
-  const counts = new Map();
-  for (const i of filter.rows) counts.set(data.problems.algorithm[i], (counts.get(data.problems.algorithm[i]) ?? 0) + 1);
-  const present = new Set(data.candidates.algorithm);
-  const names = [...present].sort((a, b) => (counts.get(b) ?? 0) - (counts.get(a) ?? 0));
-  byId("legend").replaceChildren(...names.map((algorithm) => {
+/** The algorithms with their colours, in an order that stays; one selects what it won. What is returned follows the filter. */
+function makeLegend(data, filter) {
+  const winsOf = (rows) => {
+    const wins = new Array(data.algorithms.length).fill(0);
+    for (const i of rows) wins[data.problems.algorithm[i]]++;
+    return wins;
+  };
+  const wins = winsOf(data.problems.algorithm.keys());
+  const chips = [...new Set(data.candidates.algorithm)].sort((a, b) => wins[b] - wins[a]).map((algorithm) => {
     const name = data.algorithms[algorithm];
-    const isOn = filter.state.winner === name;
-    return make("li", {}, make("button", { type: "button", "aria-pressed": String(isOn), title: "Show what it wins", onclick: () => filter.set({ winner: isOn ? "" : name }) },
-      glyph(name), name, make("span", { class: "muted" }, whole(counts.get(algorithm) ?? 0))));
-  }));
+    const count = make("span", { class: "muted" });
+    const button = make("button", { type: "button", title: "Show what it wins", onclick: () => filter.set({ winner: filter.state.winner === name ? "" : name }) }, glyph(name), name, count);
+    return { algorithm, name, count, button };
+  });
+  byId("legend").replaceChildren(...chips.map(({ button }) => make("li", {}, button)));
+  return () => {
+    const now = winsOf(filter.rows);
+    for (const { algorithm, name, count, button } of chips) {
+      count.textContent = whole(now[algorithm]);
+      button.setAttribute("aria-pressed", String(filter.state.winner === name));
+    }
+  };
 }
 
 /** Where rows came from: files, with what they hold. */
@@ -65,18 +100,22 @@ function drawSources(data) {
   const head = [["file", ""], ["kind", ""], ["device", ""], ["problems", "n"], ["runs", "n"], ["results", "n"], ["measured", ""], ["autoconv", ""]];
   byId("sources").replaceChildren(make("thead", {}, make("tr", {}, ...head.map(([name, style]) => make("th", { class: style }, name)))), make("tbody", {}, ...[...found.values()].map((sum) => {
     const days = [...new Set([dayText(sum.oldest), dayText(sum.newest)])].join(" to ");
-    const kind = sum.source.imported.length ? `imported from ${sum.source.imported.join(", ")}` : { own: "measured here", shipped: "came with autoconv", file: "a file" }[sum.source.kind] ?? sum.source.kind;
+    const kind = sum.source.imported.length ? `imported from ${sum.source.imported.join(", ")}` : { ...KINDS, file: "a file" }[sum.source.kind] ?? sum.source.kind;
     const { identity } = sum.environment;
     const texts = [sum.source.name, kind, `${identity.device}, ${identity.backend}, MLX ${identity.mlx}`, whole(sum.problems), whole(sum.runs), whole(sum.results), days, [...sum.libraries].join(", ")];
-    return make("tr", {}, ...texts.map((text, at) => make("td", { class: head[at][1] }, text)));
+    return make("tr", {}, ...texts.map((text, at) => make("td", { class: head[at][1], "data-name": head[at][0] }, text)));
   })));
 }
 
 /** What to do where nothing was measured. */
 function showEmpty() {
   const page = byId("empty");
-  page.append(make("h1", {}, "Nothing was measured yet"), make("p", {}, "Time some convolutions on this machine, then make this page again:"),
-    make("code", {}, "autoconv demo"), make("code", {}, "autoconv sweep wan21 --time-limit 30m"), make("p", {}, "Or show a file: "), make("code", {}, "autoconv report OUT.html --database FILE.db"));
+  const commands = (...texts) => texts.map((text) => make("code", {}, text));
+  page.append(make("h1", {}, "Nothing was measured yet"),
+    make("p", {}, "Note what a program of yours convolves, time it, and make this page again:"),
+    ...commands("autoconv run --policy record -- program.py", "autoconv sweep --pending", "autoconv report out.html"),
+    make("p", {}, "Or time layers of known networks first:"), ...commands("autoconv demo", "autoconv sweep wan21 --time-limit 30m"),
+    make("p", {}, "Or show a file:"), ...commands("autoconv report out.html --database FILE.db"));
   page.hidden = false;
 }
 
@@ -92,57 +131,68 @@ function drawHead(data, about) {
   byId("made").textContent = `Made ${about.made} by autoconv ${about.version}. Decisions are those that calls make with this accuracy and memory limit. The page holds all it shows.`;
 }
 
-/** When what was drawn until now is seen. */
-const painted = () => new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve, 0)); });
-const pause = () => new Promise((resolve) => { setTimeout(resolve, 0); });
+/** When all of the page was read, Plotly's script at its end too: the data are unpacked meanwhile. */
+const read = () => new Promise((resolve) => { if (document.readyState === "loading") addEventListener("DOMContentLoaded", resolve); else resolve(); });
 
 async function main() {
   const about = JSON.parse(byId("about").textContent);
-  const data = await load();
+  const [data] = await Promise.all([load(), read()]);
   byId("loading").remove();
-  watchLook(() => page.draw());
   const page = { draw() {} };
+  watchLook(() => page.draw());
   if (!data.count) {
     showEmpty();
+    watchSections();
     document.documentElement.dataset.ready = "empty";
     return;
   }
   byId("main").hidden = false;
-  const explain = makeExplain(data);
   let turn = 0;
-  /** Draw everything; where that is asked for again meanwhile, the newer one goes on alone. */
-  page.draw = async () => {
+  /** Draw what is in sight, and let all else be drawn when it comes near; `ready` says when that was seen. */
+  page.draw = async (isRestored = false) => {
     const mine = ++turn;
     delete document.documentElement.dataset.ready;
+    drawMix(data, filter);
     drawTiles(data, filter);
-    drawLegend(data, filter);
-    follow();
+    followLegend();
+    follow(isRestored);
     table.draw();
-    // What is at the top is shown first; all else is painted once, since painting takes longer than drawing.
-    for (const [at, figure] of figures.entries()) {
-      if (at < 2) await pause();
-      if (mine !== turn) return;
-      figure.draw();
-    }
+    drawer.change();
+    await drawer.drawNear();
     await painted();
     if (mine === turn) document.documentElement.dataset.ready = String(Math.round(performance.now()));
   };
-  const filter = makeFilter(data, () => page.draw());
-  const context = { data, filter, open: explain.open, redraw: (figure) => figure.draw() };
+  const filter = makeFilter(data, (isStep) => {
+    address.write(filter.values, { isStep });
+    page.draw();
+  });
+  const address = makeAddress([...Object.keys(filter.state), "explain"], () => {
+    const isAnother = filter.restore(address.values);
+    explain.follow();
+    if (isAnother) page.draw(true);
+  });
+  filter.restore(address.values);
+  const explain = makeExplain({ data, address, refocus: (i) => table.refocus(i) });
+  const context = { data, filter, open: explain.open, redraw: (figure) => drawer.drawNow(figure) };
   const table = makeTable(context);
   const follow = makeFilterForm(data, filter);
+  const followLegend = makeLegend(data, filter);
   const measured = [gainsFigure, mapFigure, speedupFigure, accuracyFigure, memoryFigure].map((of) => of(context));
   const model = modelSection(context);
   const failures = failuresFigure(context);
   const figures = [...measured, ...(model?.figures ?? []), failures];
   byId("figures").append(...measured.map((figure) => figure.element), ...(model ? [model.element] : []), failures.element);
+  const drawer = makeDrawer(figures);
   if (innerWidth <= 860) byId("filters-box").open = false;
   drawHead(data, about);
   drawSources(data);
+  watchSections();
+  watchPaper({ table, figures, drawer });
   explain.follow();
   let width = innerWidth;
   addEventListener("resize", () => { if ((width <= 860) !== (innerWidth <= 860)) { width = innerWidth; page.draw(); } });
-  await page.draw();
+  await page.draw(true);
+  if (!address.values.size && location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView(); // it was hidden until now
 }
 
 main().catch((error) => {

@@ -1,28 +1,33 @@
 /* The table of all problems that pass. Of any number of rows only those in sight are elements. */
 
 const COLUMNS = [
-  ["network", "Network", false], ["what", "Convolution", false], ["dtype", "dtype", false], ["gflop", "GFLOP", true], ["native", "native", true],
+  ["network", "Network", false], ["what", "Convolution", false], ["dtype", "dtype", false], ["gflop", "Work", true], ["native", "native", true],
   ["best", "chosen", true], ["winner", "Winner", false], ["speed", "Speed-up", true], ["from", "Source", false],
 ];
 
-/** The table; `draw` shows what passes the filter, and `open` is told of the row that is chosen. */
+const YOURS = "yours"; // the order in which it opens where there are rows of the user's own and others
+const PRINTED = ["what", "network", "dtype", "native", "best", "winner", "speed"];
+
+/** The table; `draw` shows what passes the filter, `refocus` a row that had the focus, `printed` makes a list of its first
+ * rows for paper, and `open` is told of the row that is chosen. */
 function makeTable({ data, filter, open }) {
   const p = data.problems;
   const place = byId("table");
   const sheet = make("div");
   const view = make("div", { class: "rows", tabindex: "-1" }, sheet);
-  const sorting = { by: "speed", down: true };
+  const sorting = { by: data.hasOthers ? YOURS : "speed", down: true };
   let order = filter.rows;
 
   const networkText = (i) => {
-    const set = data.networkSets[p.networks[i]];
-    return set.length > 1 ? `${set[0][0]} +${set.length - 1}` : set[0][0];
+    const names = data.networkSets[p.networks[i]].map(([name]) => name);
+    const first = names.find(data.isOwn) ?? names[0];
+    return names.length > 1 ? `${first} +${names.length - 1}` : first;
   };
   const cells = {
     network: networkText,
     what: (i) => labelOf(data, i) + (data.kinds[p.kind[i]] === "forward" ? "" : `, ${words(data.kinds[p.kind[i]])}`),
     dtype: (i) => data.dtypes[p.dtype[i]],
-    gflop: (i) => p.gflop[i].toPrecision(3).replace(/e\+?/, "e"),
+    gflop: (i) => workText(p.gflop[i]),
     native: (i) => timeText(p.native_us[i]) || "–",
     best: (i) => timeText(p.best_us[i]) || "–",
     winner: (i) => data.names[p.candidate[i]] || "undecided",
@@ -30,7 +35,8 @@ function makeTable({ data, filter, open }) {
     from: (i) => data.sources[p.source[i]].kind,
   };
   const keys = { // numbers to sort by; of texts their place in the alphabet
-    network: placesOf(data.networkSets.map((set) => set[0][0]), p.networks), what: (i) => p.n[i] * p.d[i] * p.h[i] * p.w[i] * p.c_in[i],
+    [YOURS]: (i) => (data.isMine(i) ? 1e9 : 0) + (known(p.speedup[i]) ? p.speedup[i] : -1), // past any speed-up
+    network: placesOf(data.networkSets.map((set) => (set.find(([name]) => data.isOwn(name)) ?? set[0])[0]), p.networks), what: (i) => p.n[i] * p.d[i] * p.h[i] * p.w[i] * p.c_in[i],
     dtype: placesOf(data.dtypes, p.dtype), gflop: (i) => p.gflop[i], native: (i) => p.native_us[i], best: (i) => p.best_us[i],
     winner: placesOf(data.names, p.candidate), speed: (i) => p.speedup[i], from: placesOf(data.sources.map((s) => s.kind), p.source),
   };
@@ -49,12 +55,18 @@ function makeTable({ data, filter, open }) {
     order = filter.rows.slice().sort((a, b) => sign * (values[a] - values[b]) || a - b);
   }
 
+  function sortBy(name, down) {
+    Object.assign(sorting, { by: name, down });
+    table.draw();
+  }
+
   const heads = make("div", { class: "row heads", role: "row" }, ...COLUMNS.map(([name, title, isNumber]) => make("div", { class: isNumber ? "n" : "", role: "columnheader", "data-name": name },
-    make("button", { type: "button", onclick: () => {
-      sorting.down = sorting.by === name ? !sorting.down : isNumber;
-      sorting.by = name;
-      table.draw();
-    } }, title))));
+    make("button", { type: "button", onclick: () => sortBy(name, sorting.by === name ? !sorting.down : isNumber) }, title))));
+  // Where there is no room for headings:
+  const orders = make("select", { "aria-label": "Sort by", onchange: () => sortBy(orders.value, orders.value === YOURS || COLUMNS.some(([name, , isNumber]) => name === orders.value && isNumber)) },
+    ...(data.hasOthers ? [make("option", { value: YOURS }, "yours first")] : []), ...COLUMNS.map(([name, title]) => make("option", { value: name }, title)));
+  const direction = make("button", { type: "button", onclick: () => sortBy(sorting.by, !sorting.down) });
+  byId("sort").append(make("label", {}, "sort by", orders), direction);
   place.append(heads, view);
 
   function rowOf(at, height) {
@@ -70,8 +82,15 @@ function makeTable({ data, filter, open }) {
     return row;
   }
 
+  const none = make("p", { class: "muted none", hidden: true }, "Nothing passes the filter.");
+  view.after(none);
+
+  const heightOfRow = () => (innerWidth <= 860 ? 58 : 34);
+
   function show() {
-    const height = innerWidth <= 860 ? 58 : 34;
+    const height = heightOfRow();
+    view.style.height = `min(620px, 70vh, ${order.length * height}px)`;
+    none.hidden = order.length > 0;
     const first = Math.max(0, Math.floor(view.scrollTop / height) - 6);
     const last = Math.min(order.length, first + Math.ceil(view.clientHeight / height) + 12);
     sheet.style.height = `${order.length * height}px`;
@@ -101,8 +120,29 @@ function makeTable({ data, filter, open }) {
         if (head.dataset.name === sorting.by) head.setAttribute("aria-sort", sorting.down ? "descending" : "ascending");
         else head.removeAttribute("aria-sort");
       }
+      orders.value = sorting.by;
+      direction.textContent = sorting.down ? "↓" : "↑";
+      direction.setAttribute("aria-label", sorting.down ? "Descending" : "Ascending");
       view.scrollTop = 0;
       show();
+    },
+    refocus(i) {
+      const at = order.indexOf(i);
+      if (at < 0) { view.focus(); return; }
+      const height = heightOfRow();
+      if (view.scrollTop > at * height || view.scrollTop + view.clientHeight < (at + 1) * height) view.scrollTop = (at - 3) * height;
+      show();
+      sheet.querySelector(`[data-row="${i}"]`).focus();
+    },
+    printed(most) {
+      const columns = PRINTED.map((name) => COLUMNS.find(([each]) => each === name));
+      const style = (isNumber) => ({ class: isNumber ? "n" : undefined });
+      const some = order.length > most ? `The first ${most} of ${many(order.length, "problem")}` : many(order.length, "problem");
+      return [
+        make("p", { class: "muted" }, `${some}${filter.told ? `; only ${filter.told}` : ""}.`),
+        make("table", {}, make("thead", {}, make("tr", {}, ...columns.map(([, title, isNumber]) => make("th", style(isNumber), title)))),
+          make("tbody", {}, ...Array.from(order.slice(0, most), (i) => make("tr", {}, ...columns.map(([name, , isNumber]) => make("td", style(isNumber), cells[name](i))))))),
+      ];
     },
   };
   return table;
