@@ -355,7 +355,7 @@ def test_paper_has_light_colours_plots_of_its_width_and_a_list_of_rows(browser: 
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
         ink, behind = colours(page)
         assert (ink < 200, behind) == (True, 3 * 255)
-        for selector in (".top", ".filters", ".table", "#sort", "#mix button"):
+        for selector in (".top", "#filters", "#count", ".table", "#sort", "#mix button"):
             assert page.is_hidden(selector), selector
         assert page.locator("#printed tbody tr").count() == 50
         assert page.inner_text("#printed p") == "The first 50 of 74 problems; only search kd_decomposition."

@@ -179,7 +179,7 @@ async function main() {
   drawHead(data, about);
   drawSources(data);
   watchSections();
-  watchPaper({ table, figures });
+  watchPaper({ table, figures, redraw: context.redraw });
   explain.follow();
   let width = innerWidth;
   addEventListener("resize", () => { if ((width <= 860) !== (innerWidth <= 860)) { width = innerWidth; page.draw(); } });

@@ -3,7 +3,7 @@
 const MOST_PRINTED = 50;
 
 /** Draw for paper before the page is printed, and for the screen again after. Browsers wait for no promise there. */
-function watchPaper({ table, figures }) {
+function watchPaper({ table, figures, redraw }) {
   const root = document.documentElement;
   // Plotly measures a plot's place when it is first drawn, and after that only when it is asked to.
   const resize = ({ place }, size) => { if (place.dataset.drawn === "plot") Plotly.relayout(place, size); };
@@ -11,7 +11,7 @@ function watchPaper({ table, figures }) {
     root.dataset.paper = "";
     byId("printed").replaceChildren(...table.printed(MOST_PRINTED));
     for (const figure of figures) {
-      figure.draw();
+      redraw(figure);
       resize(figure, { width: figure.place.clientWidth, height: figure.place.clientHeight });
     }
   });
@@ -20,7 +20,7 @@ function watchPaper({ table, figures }) {
     byId("printed").replaceChildren();
     for (const figure of figures) {
       resize(figure, { autosize: true, width: null, height: null });
-      figure.draw();
+      redraw(figure);
     }
   });
 }
