@@ -1,5 +1,15 @@
-"""An autotuner for 3D convolutions in MLX: `autoconv.conv3d` is `mx.conv3d`, only faster."""
+"""An autotuner for 3D convolutions in MLX: `autoconv.conv3d` is `mx.conv3d`, only faster.
 
+What needs MLX is imported when a name that needs it is first asked for: so the command can tell in a line that MLX has
+no backend, and hears Ctrl-C from its first moment on. Where `AUTOCONV_PATCH` is set, that is at once.
+"""
+
+import contextlib
+import importlib
+import os
+import typing
+
+from autoconv import _born as _born
 from autoconv._version import __version__
 from autoconv.errors import (
     AccuracyError,
@@ -18,11 +28,13 @@ from autoconv.errors import (
     TuningError,
     WorkloadError,
 )
-from autoconv.ops import conv3d, conv_general, explain, statistics, tune
-from autoconv.patching import patch, unpatch
-from autoconv.preparing import Preparation, prepare
-from autoconv.report.explanation import Explanation
-from autoconv.settings import configure, using
+
+if typing.TYPE_CHECKING:
+    from autoconv.ops import conv3d, conv_general, explain, statistics, tune
+    from autoconv.patching import patch, unpatch
+    from autoconv.preparing import Preparation, prepare
+    from autoconv.report.explanation import Explanation
+    from autoconv.settings import configure, using
 
 __all__ = [
     "AccuracyError",
@@ -54,3 +66,36 @@ __all__ = [
     "unpatch",
     "using",
 ]
+
+_MODULES = {
+    **dict.fromkeys(("conv3d", "conv_general", "explain", "statistics", "tune"), "ops"),
+    **dict.fromkeys(("patch", "unpatch"), "patching"),
+    **dict.fromkeys(("Preparation", "prepare"), "preparing"),
+    "Explanation": "report.explanation",
+    **dict.fromkeys(("configure", "using"), "settings"),
+}
+"""Where the names are that are not imported yet."""
+
+if not typing.TYPE_CHECKING:  # to which every name would be here else
+
+    def __getattr__(name: str) -> object:
+        """The public name, imported now.
+
+        Raises:
+            AttributeError: there is none.
+            BackendMissingError: it needs MLX, which has no backend.
+        """
+        if name not in _MODULES:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg, name=name)
+        found = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
+if os.environ.get("AUTOCONV_PATCH"):
+    with contextlib.suppress(BackendMissingError):  # then there is nothing to patch, and the first use says so
+        importlib.import_module("autoconv.patching")

@@ -236,7 +236,7 @@ def test_shipped_files_are_looked_through(where: str, database: Path, monkeypatc
     faulty, rest = about_files()
     assert "some.db" in faulty.found
     assert "anew" in faulty.advice
-    assert rest.found.startswith("1 databases")
+    assert rest.found.startswith("1 database,")
 
 
 def test_the_model_s_card_is_told(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

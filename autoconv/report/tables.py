@@ -20,15 +20,6 @@ from autoconv.sweep.runner import Ending, Outcome
 MANY = 40
 """Outcomes past which a table has a row a network."""
 
-PLAIN_WIDTH = 200
-"""Columns of a table that goes to a file or a pipe."""
-
-
-def console() -> Console:
-    """The console of stdout; wide where that is no terminal."""
-    found = Console(highlight=False, markup=False, emoji=False)
-    return found if found.is_terminal else Console(width=PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
-
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:
     """A row an outcome: network, layer, native's and the best time, winner, speed-up, error."""

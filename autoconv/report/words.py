@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def counted(count: int, word: str) -> str:
+    """So many of what a word says: `1 record`, `2 records`."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
 def cell(text: str) -> Text:
     """The text for rich, which reads no markup in it."""
     from rich.text import Text  # not paid for by who never prints one
