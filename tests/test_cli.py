@@ -82,6 +82,26 @@ def test_explain_shows_the_winner_and_why(database: Path) -> None:
     assert "not measured" in found.output
 
 
+@pytest.mark.parametrize("between", ["x", "X", "*", "\N{MULTIPLICATION SIGN}", ","])
+def test_explain_takes_shapes_however_they_are_printed(database: Path, between: str) -> None:
+    shapes = [shape.replace(",", between) for shape in SHAPES]
+    found = run("explain", *shapes, "--database", str(database), "--json")
+    assert json.loads(found.output)["problem"] == PROBLEM.key
+
+
+def test_explain_takes_its_own_first_line(database: Path) -> None:
+    first = run("explain", *SHAPES, "--database", str(database)).output.splitlines()[0]
+    given, weight = first.split(",")[0].split(" * ")
+    again = run("explain", "--input", given, "--weight", weight, "--database", str(database))
+    assert again.output.splitlines()[0] == first
+
+
+def test_explain_names_no_source_where_nothing_is_known(database: Path) -> None:
+    found = run("explain", "--input", "1,3,4,9,4", "--weight", "4,3,3,3,4", "--database", str(database))
+    assert "\nnative: " in found.output
+    assert "from native" not in found.output
+
+
 def test_explain_as_json(database: Path) -> None:
     found = json.loads(run("explain", *SHAPES, "--database", str(database), "--json").output)
     assert found["problem"] == PROBLEM.key
@@ -206,7 +226,7 @@ def test_an_error_s_one_line_obeys_nothing(tmp_path: Path) -> None:
 )
 def test_explain_refuses_in_one_line_what_is_no_convolution(arguments: list[str], says: str) -> None:
     found = run("explain", *arguments)
-    assert found.exit_code != 0
+    assert found.exit_code == 2
     assert says in found.stderr.splitlines()[-1]
     assert "Traceback" not in found.output
 
@@ -489,6 +509,32 @@ def test_an_export_knows_the_networks_in_workloads_by_name(database: Path, tmp_p
     assert unknown.exit_code == 1
     assert "wan21" in unknown.stderr
     assert len(unknown.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--device", "Foo"], "no device has 'Foo' in its name; there are: "),
+        (["--network", "wan21"], "of wan21 nothing was measured"),
+        (["--device", "", "--network", "wan21", "--network", "nnunet"], "of wan21 and nnunet nothing was measured"),
+    ],
+)
+def test_what_selects_nothing_is_an_error_that_says_what_there_is(
+    database: Path, tmp_path: Path, command: str, options: list[str], says: str
+) -> None:
+    out = tmp_path / ("out.html" if command == "report" else "out.jsonl")
+    out.write_text("good")
+    force = ["--force"] if command == "export" else []
+    found = run(command, str(out), *options, *force, "--database", str(database))
+    assert found.exit_code == 1
+    assert says in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+    if "Foo" in options:
+        device = environment.of(mx.default_device()).identity["device"]
+        assert found.stderr.endswith(f"there are: {device}\n")
+    assert out.read_text() == "good"
+    assert run(command, str(out), *force, "--database", str(database)).exit_code == 0
 
 
 def test_an_export_replaces_a_file_only_when_forced(database: Path, tmp_path: Path) -> None:
