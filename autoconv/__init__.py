@@ -4,10 +4,8 @@ What needs MLX is imported when a name that needs it is first asked for: so the 
 no backend, and hears Ctrl-C from its first moment on. Where `AUTOCONV_PATCH` is set, that is at once.
 """
 
-import contextlib
 import importlib
 import os
-import typing
 
 from autoconv import _born as _born
 from autoconv._version import __version__
@@ -29,7 +27,8 @@ from autoconv.errors import (
     WorkloadError,
 )
 
-if typing.TYPE_CHECKING:
+TYPE_CHECKING = False  # as `typing` has it, whose import takes half as long as all of this
+if TYPE_CHECKING:
     from autoconv.ops import conv3d, conv_general, explain, statistics, tune
     from autoconv.patching import patch, unpatch
     from autoconv.preparing import Preparation, prepare
@@ -76,7 +75,7 @@ _MODULES = {
 }
 """Where the names are that are not imported yet."""
 
-if not typing.TYPE_CHECKING:  # to which every name would be here else
+if not TYPE_CHECKING:  # to which every name would be here else
 
     def __getattr__(name: str) -> object:
         """The public name, imported now.
@@ -97,5 +96,9 @@ if not typing.TYPE_CHECKING:  # to which every name would be here else
 
 
 if os.environ.get("AUTOCONV_PATCH"):
-    with contextlib.suppress(BackendMissingError):  # then there is nothing to patch, and the first use says so
+    try:  # noqa: SIM105 - `contextlib` is not imported for this
         importlib.import_module("autoconv.patching")
+    except BackendMissingError:  # then there is nothing to patch, and the first use says so
+        pass
+
+del TYPE_CHECKING

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -14,8 +13,10 @@ STDERR = 2
 
 def heard() -> int:
     """Tell in a line that it ends, once Ctrl-C was caught; the exit code to end with."""
-    with suppress(OSError):  # it may be closed
+    try:  # noqa: SIM105 - `contextlib` is not imported for this
         os.write(STDERR, b"autoconv: interrupted\n")
+    except OSError:  # it may be closed
+        pass
     # Where it was caught outside of an `exec` that it had ended, Python would die of the signal at its exit after all.
     exec("")
     return INTERRUPTED

@@ -123,7 +123,8 @@ def test_neither_cards_nor_rules_nor_models_replace_what_is_no_file(
 
 
 @pytest.mark.parametrize("command", ["report", "export", "contribute", "train -o"])
-def test_a_dash_is_no_file(command: str) -> None:
+def test_a_dash_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
     done = run(*command.split(), "-")
     assert done.exit_code == 2
     assert "name one" in done.stderr.splitlines()[-1]
@@ -149,8 +150,10 @@ def waiting() -> Iterator[Callable[[Path], None]]:
 
     def watch(pipe: Path) -> None:
         def end() -> None:
-            if not done.wait(10):
+            left = 5.0
+            while not done.wait(left):
                 os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
+                left = 0.1
 
         threading.Thread(target=end, daemon=True).start()
 
