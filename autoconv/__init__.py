@@ -1,11 +1,12 @@
 """An autotuner for 3D convolutions in MLX: `autoconv.conv3d` is `mx.conv3d`, only faster.
 
-What needs MLX is imported when a name that needs it is first asked for: so the command can tell in a line that MLX has
-no backend, and hears Ctrl-C from its first moment on. Where `AUTOCONV_PATCH` is set, that is at once.
+In the process of the command `autoconv` what needs MLX is imported when it is first asked for: so it can tell in a line
+that MLX has no backend, and hears Ctrl-C from its first moment on. In any other all is imported at once.
 """
 
 import importlib
 import os
+import sys
 
 from autoconv import _born as _born
 from autoconv._version import __version__
@@ -73,7 +74,7 @@ _MODULES = {
     "Explanation": "report.explanation",
     **dict.fromkeys(("configure", "using"), "settings"),
 }
-"""Where the names are that are not imported yet."""
+"""Where the names are that need MLX, or take time to import."""
 
 if not TYPE_CHECKING:  # to which every name would be here else
 
@@ -95,7 +96,17 @@ if not TYPE_CHECKING:  # to which every name would be here else
         return sorted({*globals(), *__all__})
 
 
-if os.environ.get("AUTOCONV_PATCH"):
+def _is_command() -> bool:
+    """Whether this process is the command's: its script, or `python -m autoconv`, whose arguments are not set yet."""
+    script = (getattr(sys, "argv", None) or [""])[0]
+    asked = {"autoconv", "-mautoconv"}.intersection(sys.orig_argv)
+    return os.path.basename(script) == "autoconv" or (script == "-m" and bool(asked))
+
+
+if not _is_command():
+    for _name in _MODULES:
+        globals()[_name] = getattr(sys.modules[__name__], _name)
+elif os.environ.get("AUTOCONV_PATCH"):
     try:  # noqa: SIM105 - `contextlib` is not imported for this
         importlib.import_module("autoconv.patching")
     except BackendMissingError:  # then there is nothing to patch, and the first use says so

@@ -34,8 +34,8 @@ def in_turns(calls: dict[str, Callable[[], object]], turns: int, number: int) ->
 
 
 def imported() -> list[str]:
-    """Which of the heavy packages `import autoconv` and what convolves bring in."""
-    code = f"import sys, autoconv; autoconv.conv3d; print(*[m for m in {HEAVY} if m in sys.modules])"
+    """Which of the heavy packages `import autoconv` brings in."""
+    code = f"import sys, autoconv; print(*[m for m in {HEAVY} if m in sys.modules])"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
 

@@ -56,6 +56,38 @@ def test_version_and_help_need_no_mlx(no_mlx: Path, patch: str) -> None:
     assert all(name in out for name in main.commands)
 
 
+def test_so_it_is_where_its_script_is_run(no_mlx: Path, tmp_path: Path) -> None:
+    script = tmp_path / "autoconv"
+    script.write_text("from autoconv.__main__ import main\nmain()\n")
+    path = python_path(no_mlx, ROOT)
+    for argument, code in (("--version", 0), ("explain", 2), ("doctor", 1)):
+        done = subprocess.run(
+            [sys.executable, script, argument],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+
+
+def test_a_program_is_told_when_it_imports(no_mlx: Path) -> None:
+    path = python_path(no_mlx, ROOT)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "try:\n    import autoconv\nexcept ImportError as error:\n    print(type(error).__name__)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.stdout == "BackendMissingError\n"
+
+
 GIVEN = {
     "explain": ["--input", "1,3,4,5,4", "--weight", "4,3,3,3,4"],
     "report": ["out.html"],
