@@ -1,5 +1,20 @@
-"""`python -m autoconv` is the command `autoconv`."""
+"""`python -m autoconv` is the command `autoconv`, which begins here."""
 
-from autoconv.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+from autoconv import interrupt
+
+
+def main() -> None:
+    """Run the command; Ctrl-C while it is being imported ends it as it does later on."""
+    try:
+        from autoconv.cli import main as command
+    except KeyboardInterrupt:
+        sys.exit(interrupt.heard())
+    command()
+
+
+if __name__ == "__main__":
+    main()

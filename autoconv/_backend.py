@@ -13,13 +13,15 @@ from autoconv.errors import BackendMissingError
 try:
     import mlx.core as mx
 except ImportError as error:
+    if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):  # Ctrl-C, as an extension reports it
+        raise KeyboardInterrupt from error
     # On Linux `mlx` alone has no libmlx.so: it comes with a backend's package.
     if platform.system() == "Linux":
-        what = "pip install 'autoconv[cpu]', or 'autoconv[cuda13]' for an NVIDIA GPU (one of the two, never both)"
+        how = "pip install 'autoconv[cpu]', or 'autoconv[cuda13]' for an NVIDIA GPU (one of the two, never both)"
     else:
-        what = "pip install --upgrade --force-reinstall mlx"
-    msg = f"MLX cannot be loaded ({error}). Its backend is installed by: {what}"
-    raise BackendMissingError(msg) from error
+        how = "pip install --upgrade --force-reinstall mlx"
+    msg = f"MLX cannot be loaded ({error})"
+    raise BackendMissingError(msg, f"install its backend by {how}") from error
 
 __all__ = ["ORIGINAL", "mx", "mx_conv3d", "mx_conv_general"]
 

@@ -234,7 +234,7 @@ def _among(known: Sequence[Record], limits: Limits, dtype: str, source: Source, 
 
     winner, margin, reason = _winner(eligible, base, limits)
     if all(v.record is not base for v in eligible):
-        reason = f"{reason}; native is {_state(base, verdicts)}"
+        reason = f"{reason}; {_native_s_state(next(v for v in verdicts if v.record is base))}"
     verdicts = [replace(v, reason=reason) if v is winner else v for v in verdicts]
     return Decision(winner.record.candidate, source, margin, reason, bound, accurate=True, verdicts=tuple(verdicts))
 
@@ -373,12 +373,12 @@ def _least_wrong(verdicts: Sequence[Verdict], bound: float, source: Source) -> D
     """The most accurate of candidates none of which passes; native where there is none."""
     ran = [v for v in verdicts if v.status is Status.INACCURATE and v.record.error is not None]
     if not ran:
-        state = verdicts[0].status.replace("_", " ") if verdicts else "unknown"
+        state = _native_s_state(verdicts[0]) if verdicts else "native is unknown"
         return Decision(
             NATIVE,
             source,
             None,
-            f"no candidate ran; native is {state}",
+            f"no candidate ran; {state}",
             bound,
             accurate=False,
             verdicts=tuple(verdicts),
@@ -388,9 +388,19 @@ def _least_wrong(verdicts: Sequence[Verdict], bound: float, source: Source) -> D
     return Decision(best.record.candidate, source, None, reason, bound, accurate=False, verdicts=tuple(verdicts))
 
 
-def _state(record: Record, verdicts: Sequence[Verdict]) -> str:
-    found = next(v for v in verdicts if v.record is record)
-    return found.status.replace("_", " ") + (f" ({found.reason})" if found.reason else "")
+_STATES = {
+    Status.FAILED: "failed",
+    Status.OUT_OF_MEMORY: "ran out of memory",
+    Status.NOT_STARTED: "was not started",
+    Status.CRASHED: "ended the process",
+}
+"""What is said of native by its status, where that alone does not say it."""
+
+
+def _native_s_state(verdict: Verdict) -> str:
+    """How native fared, in words: `native failed (ValueError: ...)`."""
+    state = _STATES.get(verdict.status, f"is {verdict.status.replace('_', ' ')}")
+    return f"{verdict.record.algorithm} {state}" + (f" ({verdict.reason})" if verdict.reason else "")
 
 
 def _bytes(count: float) -> str:

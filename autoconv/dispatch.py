@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from autoconv import _calls, device_lock, environment
 from autoconv import decision as decisions
+from autoconv import device_lock, environment
 from autoconv._backend import mx
+from autoconv._born import IMPORTED
 from autoconv.algorithms import Algorithm, Candidate, algorithms, find
 from autoconv.counsellor import Counsellor
 from autoconv.decision import Decision, Source
@@ -385,6 +386,11 @@ class Dispatcher:
         """The store of these settings, opened once; where it cannot be, one in memory, or if `strict` `StoreError`."""
         return self._stores.get(settings, strict=strict)
 
+    @property
+    def noted(self) -> int:
+        """How many problems calls noted for a sweep, and did not time since."""
+        return self._stores.noted
+
     def name_network(self, name: str, calls: Mapping[Problem, int], settings: Settings) -> None:
         """Keep how often a network makes each problem, for reports; what goes wrong costs a warning."""
         self._stores.name_network(settings, name, calls)
@@ -405,7 +411,7 @@ def dispatcher() -> Dispatcher:
     global _dispatcher  # noqa: PLW0603 - the one place where the process's dispatcher is kept
     with _making:
         if _dispatcher is None:
-            _dispatcher = Dispatcher(born=_calls.IMPORTED)
+            _dispatcher = Dispatcher(born=IMPORTED)
             atexit.register(_dispatcher.settle)
         return _dispatcher
 

@@ -15,6 +15,7 @@ As a tree::
     ├── FleetError                     a fleet's scheduler cannot be reached or may not be used, or has no workers
     └── StoreError                     a database cannot be opened, read or written
         ├── SchemaError                it was written by a newer autoconv, or is no autoconv database
+        │   └── EmptyError             it is empty, and was to be read
         ├── DamagedError               it is one of ours, and damaged
         └── ReadOnlyError              it is open for reading only
 
@@ -31,7 +32,17 @@ class AutoconvError(Exception):
 
 
 class BackendMissingError(AutoconvError, ImportError):
-    """MLX is installed without a backend for this machine; the message names the extra to install."""
+    """MLX is installed without a backend for this machine; the message names the extra to install.
+
+    Attributes:
+        found: What is wrong; the message has what to do after it.
+        advice: What to do.
+    """
+
+    def __init__(self, found: str, advice: str = "") -> None:
+        super().__init__(f"{found}: {advice}" if advice else found)
+        self.found = found
+        self.advice = advice
 
 
 class SettingsError(AutoconvError, ValueError):
@@ -79,11 +90,25 @@ class FleetError(AutoconvError, RuntimeError):
 
 
 class StoreError(AutoconvError, RuntimeError):
-    """A database cannot be opened, read or written; the message names the file."""
+    """A database cannot be opened, read or written; the message names the file.
+
+    Attributes:
+        found: What is wrong; the message has what to do after it.
+        advice: What to do; empty where nothing is known that helps.
+    """
+
+    def __init__(self, found: str, advice: str = "") -> None:
+        super().__init__(f"{found}: {advice}" if advice else found)
+        self.found = found
+        self.advice = advice
 
 
 class SchemaError(StoreError):
     """A database has a schema that this version does not know."""
+
+
+class EmptyError(SchemaError):
+    """A database that is to be read is empty: nothing began it yet."""
 
 
 class DamagedError(StoreError):

@@ -195,6 +195,11 @@ class OpenStores:
             place.backlog.do_later(write)
             self._put_off(place)
 
+    @property
+    def noted(self) -> int:
+        """How many problems this process noted, and did not time since."""
+        return len({problem for store, _, problem in self._noted if not isinstance(store, MemoryStore)})
+
     def name_network(self, settings: Settings, name: str, calls: Mapping[Problem, int]) -> None:
         """Keep how often a network makes each problem, in the store of these settings; a warning where that fails, as
         nothing depends on it. A store that is not begun is not begun for this.

@@ -39,7 +39,16 @@ class Program:
         return self.name if self.is_module else Path(self.name).absolute().name
 
     def run(self) -> None:
-        """Run it to its end."""
+        """Run it to its end; a traceback of what it raises begins with its own first frame."""
+        try:
+            self._run()
+        except SystemExit:
+            raise
+        except BaseException as error:
+            _show_from(_of_program(error.__traceback__))
+            raise
+
+    def _run(self) -> None:
         sys.argv = ["-m" if self.is_module else self.name, *self.arguments]
         if self.is_module:
             _begin_path_with(os.getcwd())
@@ -99,6 +108,35 @@ def _begin_path_with(folder: str | None) -> None:
     """Let `sys.path` begin with that folder in place of this command's own; not under `python -P`, which has none."""
     if not sys.flags.safe_path:
         sys.path[:1] = [] if folder is None else [folder]
+
+
+_BEFORE = (__name__, "runpy", "importlib._bootstrap", "importlib._bootstrap_external", "zipimport")
+"""Modules whose frames stand before a program's own."""
+
+
+def _of_program(traceback: types.TracebackType | None) -> types.TracebackType | None:
+    """The traceback from the program's first frame on; None where it has none, as of one that is no Python."""
+    while traceback is not None and traceback.tb_frame.f_globals.get("__name__") in _BEFORE:
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _show_from(first: types.TracebackType | None) -> None:
+    """Let the hook that shows what ends this process, the program's own or Python's, have a traceback from there on.
+
+    On its way out the error passes frames of ours, and each is put in front; so they are taken away at the end.
+    """
+    hook = sys.excepthook
+
+    def shown(kind: type[BaseException], error: BaseException, whole: types.TracebackType | None) -> None:
+        ours = whole
+        while ours is not None and ours is not first:
+            ours = ours.tb_next
+        if ours is first:
+            whole = first
+        hook(kind, error.with_traceback(whole), whole)
+
+    sys.excepthook = shown
 
 
 def _run_script(path: str) -> None:

@@ -262,15 +262,23 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
     Raises:
         SettingsError: names the variable whose value cannot be.
     """
-    settings = _intern(Settings())
+    settings, wrong = as_far_as_can_be(environ)
+    for variable, fault in wrong.items():
+        msg = f"{variable}: {fault}"
+        raise SettingsError(msg)
+    return settings
+
+
+def as_far_as_can_be(environ: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+    """As `from_environment`, with the default in place of a value that cannot be; and what is wrong, by variable."""
+    settings, wrong = _intern(Settings()), {}
     for variable, name in VARIABLES.items():
         if environ.get(variable):
             try:
                 settings = with_changes(settings, {name: environ[variable]})
             except SettingsError as error:
-                msg = f"{variable}: {error}"
-                raise SettingsError(msg) from None
-    return settings
+                wrong[variable] = str(error)
+    return settings, wrong
 
 
 def patches(environ: Mapping[str, str] = os.environ) -> bool:
@@ -286,6 +294,13 @@ def patches(environ: Mapping[str, str] = os.environ) -> bool:
     return _SWITCH[value.lower()]
 
 
+def level_fault(level: str) -> str:
+    """What is wrong with a level of logging; empty where it is one, or none is asked for."""
+    if not level or level.upper() in logging.getLevelNamesMapping():
+        return ""
+    return f"level must be one of DEBUG, INFO, WARNING, ERROR; got {level!r}"
+
+
 def set_up_logging(level: str) -> None:
     """Print the records of the logger `autoconv` from `level` up on stderr; an empty level prints nothing.
 
@@ -296,8 +311,8 @@ def set_up_logging(level: str) -> None:
     if not level:
         logger.addHandler(logging.NullHandler())
         return
-    if level.upper() not in logging.getLevelNamesMapping():
-        msg = f"AUTOCONV_LOG: level must be one of DEBUG, INFO, WARNING, ERROR; got {level!r}"
+    if fault := level_fault(level):
+        msg = f"AUTOCONV_LOG: {fault}"
         raise SettingsError(msg)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))

@@ -13,6 +13,7 @@ from autoconv.algorithms._algorithm import Convolution, InTwoSteps
 from autoconv.decision import NATIVE, Decision, Source
 from autoconv.mutex import Mutex
 from autoconv.problem import Kind, Problem
+from autoconv.report.words import counted as _some
 
 NOTHING = "no conv3d here"
 
@@ -100,28 +101,30 @@ class Tally:
         """How many convolutions and gradients, called, are not in `gain_s`, as a time of theirs is not known."""
         return sum(e.saved_us is None and count_of(e.calls) > 0 for e in self._entries.values())
 
-    def line(self, calls: int, tuned_s: float) -> str:
-        """What happened, for people.
+    def line(self, calls: int, tuned_s: float, noted: int = 0) -> str:
+        """What happened, and what comes next, for people.
 
         Args:
             calls: Calls of 3D convolutions, those of native and those that MLX refused among them.
             tuned_s: Seconds that they took for timing.
+            noted: How many shapes and gradients they noted to be timed by a sweep.
         """
         if not calls:
             return NOTHING
         if not self.shapes:  # the policy is off, or MLX refused them all
             return f"{_some(calls, 'conv3d call')}, all left to MLX"
         parts = [_some(calls, "conv3d call"), _some(self.shapes, "shape")]
-        if self.undecided:
-            parts[-1] += f" ({self.undecided} never timed)"
+        if self.undecided > noted:
+            parts[-1] += f" ({self.undecided - noted} never timed)"
+        next_step = f"`autoconv sweep --pending` times {'it' if noted == 1 else 'them'}"
+        if noted == self.shapes == self.undecided and not tuned_s:  # as in a first run under `record`
+            return f"{', '.join(parts)} noted: {next_step}"
         parts += [f"{_time(tuned_s)} tuning", f"estimated gain {_time(self.gain_s)}"]
         if self.unmeasured:
-            parts[-1] += f" (without {self.unmeasured} chosen untimed)"
+            parts[-1] += f" ({_some(self.unmeasured, 'shape')} not counted: no times to compare)"
+        if noted:
+            parts[-1] += f"; {_some(noted, 'shape')} noted: {next_step}"
         return ", ".join(parts)
-
-
-def _some(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _time(seconds: float) -> str:

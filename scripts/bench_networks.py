@@ -27,7 +27,7 @@ import autoconv
 from autoconv import environment
 from autoconv import settings as _settings
 from autoconv.cli._common import Command
-from autoconv.report.tables import console
+from autoconv.report.console import console
 from autoconv.store.transfer.export import replacing
 
 

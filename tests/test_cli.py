@@ -22,8 +22,8 @@ from autoconv.decision import Decision, Source, Verdict
 from autoconv.model import advisers
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.report import doctor, machine, progress, tables
-from autoconv.report.finding import Finding
+from autoconv.report import console, doctor, progress, tables, variables
+from autoconv.report.finding import Finding, table
 from autoconv.store import Qualification, open_store
 from autoconv.sweep import Layer
 from autoconv.sweep.runner import Ending, Outcome
@@ -82,6 +82,26 @@ def test_explain_shows_the_winner_and_why(database: Path) -> None:
     assert "not measured" in found.output
 
 
+@pytest.mark.parametrize("between", ["x", "X", "*", "\N{MULTIPLICATION SIGN}", ","])
+def test_explain_takes_shapes_however_they_are_printed(database: Path, between: str) -> None:
+    shapes = [shape.replace(",", between) for shape in SHAPES]
+    found = run("explain", *shapes, "--database", str(database), "--json")
+    assert json.loads(found.output)["problem"] == PROBLEM.key
+
+
+def test_explain_takes_its_own_first_line(database: Path) -> None:
+    first = run("explain", *SHAPES, "--database", str(database)).output.splitlines()[0]
+    given, weight = first.split(",")[0].split(" * ")
+    again = run("explain", "--input", given, "--weight", weight, "--database", str(database))
+    assert again.output.splitlines()[0] == first
+
+
+def test_explain_names_no_source_where_nothing_is_known(database: Path) -> None:
+    found = run("explain", "--input", "1,3,4,9,4", "--weight", "4,3,3,3,4", "--database", str(database))
+    assert "\nnative: " in found.output
+    assert "from native" not in found.output
+
+
 def test_explain_as_json(database: Path) -> None:
     found = json.loads(run("explain", *SHAPES, "--database", str(database), "--json").output)
     assert found["problem"] == PROBLEM.key
@@ -133,7 +153,7 @@ def test_explain_shows_a_message_as_it_is_and_obeys_nothing_in_it(database: Path
 @pytest.mark.parametrize("many", [1, tables.MANY + 1])
 def test_names_in_a_sweep_s_tables_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], many: int) -> None:
     layer = Layer(HOSTILE, "", "conv [/b]", 1, PROBLEM, "")
-    tables.print_outcomes(tables.console(), [Outcome(layer, Ending.NOT_TIMED, None, "[metal] no")] * many)
+    tables.print_outcomes(console.console(), [Outcome(layer, Ending.NOT_TIMED, None, "[metal] no")] * many)
     lines = capsys.readouterr().out.splitlines()
     assert SHOWN in lines[1]
     assert f"not timed: {SHOWN}, conv [/b]: [metal] no" in lines
@@ -154,7 +174,7 @@ def test_an_infinite_error_is_null_in_json() -> None:
 
 
 def test_the_doctor_s_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    tables.console().print(doctor.table([Finding("database", HOSTILE, advice="[/b]")]))
+    console.console().print(table([Finding("database", HOSTILE, advice="[/b]")]))
     out = capsys.readouterr().out
     assert f"database  {SHOWN}" in out
     assert "→ [/b]" in out
@@ -206,7 +226,7 @@ def test_an_error_s_one_line_obeys_nothing(tmp_path: Path) -> None:
 )
 def test_explain_refuses_in_one_line_what_is_no_convolution(arguments: list[str], says: str) -> None:
     found = run("explain", *arguments)
-    assert found.exit_code != 0
+    assert found.exit_code == 2
     assert says in found.stderr.splitlines()[-1]
     assert "Traceback" not in found.output
 
@@ -378,7 +398,7 @@ def test_a_database_that_cannot_be_read_is_refused_and_left_as_it_is(tmp_path: P
 def test_the_doctor_tells_what_there_is_and_what_is_slow(database: Path) -> None:
     found = run("doctor", "--database", str(database), "--json")
     findings = {f["about"]: f for f in json.loads(found.stdout)}
-    assert "1 problems measured here, 0 pending" in findings["database"]["found"]
+    assert "1 problem measured here, 0 pending" in findings["database"]["found"]
     assert findings["MLX"]["advice"] == ""
     slow = environment.of(mx.default_device()).backend == "cpu"
     assert ("BLAS" in findings and bool(findings["BLAS"]["advice"])) is slow
@@ -401,7 +421,7 @@ def test_the_doctor_begins_nothing(tmp_path: Path) -> None:
 
 
 def test_the_doctor_finds_two_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_is_installed", lambda name: name in {"mlx-cpu", "mlx-cuda-13"})
+    monkeypatch.setattr(variables, "_is_installed", lambda name: name in {"mlx-cpu", "mlx-cuda-13"})
     findings = {f.about: f for f in doctor.examine(settings.current(), mx.default_device())}
     assert "uninstall" in findings["backends"].advice
 
@@ -427,7 +447,7 @@ def test_a_variable_that_cannot_be_is_one_line_of_any_command(tmp_path: Path) ->
     import subprocess
 
     environ = {**os.environ, "AUTOCONV_POLICY": "fast", "AUTOCONV_DATABASE": str(tmp_path / "none.db")}
-    command = [sys.executable, "-m", "autoconv", "doctor"]
+    command = [sys.executable, "-m", "autoconv", "explain", *SHAPES]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
@@ -454,7 +474,7 @@ def test_a_sweep_of_nothing_that_is_small_enough_says_so(tmp_path: Path) -> None
 def test_what_one_database_exports_another_imports_once(database: Path, tmp_path: Path) -> None:
     out, into = tmp_path / "out.jsonl", tmp_path / "into.db"
     found = run("export", str(out), "--database", str(database))
-    assert (found.exit_code, found.output) == (0, f"{out}: 2 records of 1 environments\n")
+    assert (found.exit_code, found.output) == (0, f"{out}: 2 records of 1 environment\n")
     first, second = (run("import", str(out), "--database", str(into), "--json") for _ in range(2))
     assert first.exit_code == second.exit_code == 0, first.output
     counts = [(report["added"], report["known"]) for found in (first, second) for report in json.loads(found.stdout)]
@@ -484,11 +504,37 @@ def test_an_export_knows_the_networks_in_workloads_by_name(database: Path, tmp_p
     store.close()
     out = tmp_path / "out.jsonl"
     found = run("export", str(out), "--network", layer.network.upper(), "--database", str(database))
-    assert (found.exit_code, found.output) == (0, f"{out}: 1 records of 1 environments\n")
+    assert (found.exit_code, found.output) == (0, f"{out}: 1 record of 1 environment\n")
     unknown = run("export", str(tmp_path / "no.jsonl"), "--network", "no-such-network", "--database", str(database))
     assert unknown.exit_code == 1
     assert "wan21" in unknown.stderr
     assert len(unknown.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--device", "Foo"], "no device has 'Foo' in its name; there are: "),
+        (["--network", "wan21"], "of wan21 nothing was measured"),
+        (["--device", "", "--network", "wan21", "--network", "nnunet"], "of wan21 and nnunet nothing was measured"),
+    ],
+)
+def test_what_selects_nothing_is_an_error_that_says_what_there_is(
+    database: Path, tmp_path: Path, command: str, options: list[str], says: str
+) -> None:
+    out = tmp_path / ("out.html" if command == "report" else "out.jsonl")
+    out.write_text("good")
+    force = ["--force"] if command == "export" else []
+    found = run(command, str(out), *options, *force, "--database", str(database))
+    assert found.exit_code == 1
+    assert says in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+    if "Foo" in options:
+        device = environment.of(mx.default_device()).identity["device"]
+        assert found.stderr.endswith(f"there are: {device}\n")
+    assert out.read_text() == "good"
+    assert run(command, str(out), *force, "--database", str(database)).exit_code == 0
 
 
 def test_an_export_replaces_a_file_only_when_forced(database: Path, tmp_path: Path) -> None:
@@ -509,5 +555,5 @@ def test_an_import_tells_what_it_refused_and_takes_the_rest(database: Path, tmp_
     assert found.exit_code == 1
     assert found.stdout.startswith(f"{good}: 2 records added, 0 known already")
     assert f"Error: {bad} is no SQLite database" in found.stderr
-    assert f"{good}: 1 rows refused: no JSON, first line 6" in found.stderr
+    assert f"{good}: 1 row refused: no JSON, first line 6" in found.stderr
     assert len(found.stderr.splitlines()) == 2

@@ -376,7 +376,7 @@ def test_without_a_terminal_nothing_is_written_unasked(database: Path) -> None:
     [
         (["of.csv"], "a contribution is a file .jsonl or .db"),
         (["there.jsonl"], "there.jsonl exists"),
-        (["no/folder/of.jsonl"], "a folder that is there"),
+        (["no/folder/of.jsonl"], "make it, or name a file elsewhere"),
         (["of.jsonl", "--database", "autoconv.db"], "is your own database"),
     ],
 )

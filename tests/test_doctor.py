@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from autoconv.problem import Problem
 from autoconv.record import Record, Status
 from autoconv.report import doctor, machine
 from autoconv.report.finding import Finding
-from autoconv.store import Qualification, open_store, shipped
+from autoconv.store import Qualification, default_path, open_store, shipped
 from autoconv.store.connection import SCHEMA
 from autoconv.store.health import health
 from autoconv.tuning.qualification import fingerprint
@@ -76,7 +78,7 @@ def test_mlx_s_rule_is_that_of_the_version(backend: str, version: str, says: str
 @ON_CPU
 def test_a_slow_blas_needs_attention_and_a_fast_one_none() -> None:
     slow, fast = examined(gflops=machine.SLOW_BLAS_GFLOPS * 0.9)["BLAS"], examined(gflops=200.0)["BLAS"]
-    assert "LD_PRELOAD" in slow.advice
+    assert ("LD_PRELOAD=libopenblas.so.0" in slow.advice) is (sys.platform == "linux")
     assert "measured now" in slow.found
     assert (fast.advice, "200 GFLOP/s" in fast.found) == ("", True)
 
@@ -143,6 +145,40 @@ def test_a_variable_that_nothing_reads_needs_attention() -> None:
     found = examined(environ=every | {"AUTOCONV_POLICIY": "off"})["variables"]
     assert found.found.startswith("AUTOCONV_POLICIY: ")
     assert "AUTOCONV_POLICY" in found.advice
+
+
+def test_settings_that_are_not_set_are_told_as_what_they_come_to() -> None:
+    where = environment.of(DEVICE)
+    found = examined()["settings"].found
+    assert "None" not in found
+    assert f"memory_limit {0.6 * where.memory_bytes / 1e9:.3g}GB (default)" in found
+    assert f"database {default_path()} (default)" in found
+    assert (
+        "memory_limit 2GB (AUTOCONV_MEMORY_LIMIT)"
+        in examined(environ={"AUTOCONV_MEMORY_LIMIT": "2e9"})["settings"].found
+    )
+
+
+def test_where_there_is_no_home_the_database_is_told_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platformdirs.user_data_dir", lambda _name: "~/nowhere")
+    found = examined()
+    assert "database none: there is no home folder" in found["settings"].found
+    assert found["database"].advice == "name a file in AUTOCONV_DATABASE"
+
+
+def test_a_variable_that_has_no_such_value_is_a_finding_and_the_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in {"AUTOCONV_POLICY": "zzz", "AUTOCONV_LOG": "loud", "AUTOCONV_STALL": "-"}.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, value)
+            patch.setattr(settings, "_configured", None)
+            done = CliRunner().invoke(main, ["doctor", "--json"])
+        told = {f["about"]: f for f in json.loads(done.stdout)}
+        assert told["variable"]["found"].startswith(f"{variable}: ")
+        assert repr(value) in told["variable"]["found"]
+        assert told["variable"]["attention"]
+        assert told["settings"]["values"]["policy"] == "auto"
+        assert {"MLX", "memory", "database"} < told.keys()
+        assert done.exit_code == 1
 
 
 # Databases
@@ -259,7 +295,7 @@ def test_shipped_files_are_looked_through(where: str, database: Path, monkeypatc
     faulty, rest = about_files()
     assert "some.db" in faulty.found
     assert "anew" in faulty.advice
-    assert rest.found.startswith("1 databases")
+    assert rest.found.startswith("1 database,")
 
 
 def test_the_model_s_card_is_told(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +311,56 @@ def test_the_model_s_card_is_told(model_folder: Path, monkeypatch: pytest.Monkey
     assert f"{judged.regret_mean:.1%} slower" in told.found
 
 
+def test_numbers_are_told_as_numbers(database: Path) -> None:
+    found = {name: finding.as_dict()["values"] for name, finding in examined(database).items()}
+    where = environment.of(DEVICE)
+    assert found["memory"] == {
+        "bytes": where.memory_bytes,
+        "free_bytes": pytest.approx(environment.free_bytes(where), abs=where.memory_bytes / 4),
+        "limit_bytes": pytest.approx(0.6 * where.memory_bytes),
+    }
+    assert found["database"] == {
+        "bytes": health(database).bytes,
+        "problems": 0,
+        "pending": 0,
+        "other_environments": 0,
+    }
+    assert (found["database file"]["schema"], found["database file"]["faults"]) == (SCHEMA, [])
+    assert found["ceilings"] == {"matmul_float32_gflops": 3.0}
+    if where.backend == "cpu":
+        assert found["BLAS"]["gflops"] == 3.0
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "empty": (Path.touch, "empty: not begun yet", ""),
+    "directory": (Path.mkdir, "it is a directory", "name another file"),
+    "pipe": (os.mkfifo, "it is a pipe", "name another file"),
+    "no database": (lambda path: path.write_bytes(b"no database" * 100), "is no SQLite database", "move it away"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_what_is_no_database_is_told_once_with_one_piece_of_advice(tmp_path: Path, kind: str) -> None:
+    make, says, advice = UNUSABLE[kind]
+    path = tmp_path / "own.db"
+    make(path)
+    found = examined(path)["database"]
+    assert says in found.found
+    assert found.advice.startswith(advice)
+    assert bool(found.advice) is bool(advice)
+    both = f"{found.found} {found.advice}"
+    assert both.count("name another") <= 1
+    assert both.count("move") <= 1
+    assert "open it for writing" not in both
+
+
 # The command
+
+
+def test_what_goes_to_a_pipe_ends_with_no_blanks(database: Path) -> None:
+    done = CliRunner().invoke(main, ["doctor", "--database", str(database)])
+    assert len(done.output.splitlines()) > 8
+    assert [line for line in done.output.splitlines() if line != line.rstrip()] == []
 
 
 def test_the_exit_code_is_1_where_something_needs_attention_and_else_0(

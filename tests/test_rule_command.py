@@ -39,7 +39,12 @@ def test_the_command_writes_a_rule_and_what_it_loses(tmp_path: Path) -> None:
     assert other.exit_code == 1
     assert "nothing was measured on cuda" in other.stderr
     none = invoke("export", "--rule", str(out), "--backend", "metal", "--device", "M9", "--database", str(database))
-    assert "300 problems on 3 such chips are needed" in none.stderr
+    assert none.exit_code == 1
+    assert "no device has 'M9' in its name; there are: Apple M2" in none.stderr
+    empty = tmp_path / "empty.db"
+    open_store(empty).close()
+    nothing = invoke("export", "--rule", str(out), "--backend", "metal", "--database", str(empty))
+    assert "300 problems on 3 such chips are needed" in nothing.stderr
 
 
 @pytest.mark.parametrize("arguments", [("a.db", "--backend", "cpu"), ("a.py", "--rule", "--card")])

@@ -89,7 +89,7 @@ def last_line(err: str) -> str:
 
 def test_a_program_s_convolutions_are_ours_and_a_line_says_so(folder: Path) -> None:
     ended = run(folder, "--", write(folder, CONVOLVES))
-    expected = "autoconv: 3 conv3d calls, 1 shape (1 never timed), 0.0 s tuning, estimated gain 0.0 s\n"
+    expected = "autoconv: 3 conv3d calls, 1 shape noted: `autoconv sweep --pending` times it\n"
     assert ended == (0, "", expected)
 
 
@@ -116,6 +116,21 @@ def test_how_often_a_program_makes_each_convolution_is_kept_under_its_name(
         assert store.networks() == {
             command[-1]: {Problem.parse(*shapes): 4, Problem.parse(*shapes, padding=1): 2},
         }
+
+
+def test_what_was_noted_is_told_beside_what_is_known_already(folder: Path) -> None:
+    assert run(folder, "--policy", "measure", write(folder, CONVOLVES), AUTOCONV_BUDGET_MS="1")[0] == 0
+    more = CONVOLVES.replace("(1, 3, 4, 4, 4)", "(1, 3, 4, 4 + _ % 3, 4)")
+    _, _, err = run(folder, "--policy", "record", write(folder, more))
+    said = last_line(err)
+    assert said.startswith("3 conv3d calls, 3 shapes, 0.0 s tuning, estimated gain ")
+    assert said.endswith("; 2 shapes noted: `autoconv sweep --pending` times them")
+
+
+def test_what_cannot_be_noted_is_not_said_to_be(folder: Path) -> None:
+    (folder / "own.db").mkdir()
+    _, _, err = run(folder, "--policy", "record", write(folder, CONVOLVES))
+    assert last_line(err) == "3 conv3d calls, 1 shape (1 never timed), 0.0 s tuning, estimated gain 0.0 s"
 
 
 def test_a_program_of_which_nothing_is_decided_leaves_no_database(folder: Path) -> None:
@@ -242,6 +257,46 @@ def test_it_ends_as_under_python(folder: Path, text: str) -> None:
     said = [line for line in err.splitlines() if not line.startswith("autoconv: ")]
     assert said[-1:] == plain[2].splitlines()[-1:]
     assert ("autoconv: " in err) is ("os._exit" not in text and "os.kill" not in text)
+
+
+FAILS = {
+    "deep": "def f():\n    raise ValueError('mine')\nf()",
+    "chained": "try:\n    {}['a']\nexcept KeyError as error:\n    raise ValueError('mine') from error",
+    "interrupt": "raise KeyboardInterrupt",
+    "syntax": "this is no python",
+    "import": "import json\njson.loads('{')",
+    "group": "raise ExceptionGroup('some', [ValueError('one'), TypeError('two')])",
+    "exec": "exec('raise ValueError(1)')",
+}
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_a_traceback_is_that_of_python_to_the_letter(folder: Path, name: str) -> None:
+    program = write(folder, FAILS[name])
+    code, _, err = run(folder, program)
+    plain = python(folder, program)
+    assert (code, err.splitlines()[:-1]) == (plain[0], plain[2].splitlines())
+
+
+@pytest.mark.parametrize("command", [["-m", "package"], ["package"]])
+def test_a_traceback_of_a_module_begins_with_its_own_first_frame(folder: Path, command: list[str]) -> None:
+    write(folder, "", "package/__init__.py")
+    write(folder, "def f():\n    raise ValueError('mine')\nf()", "package/__main__.py")
+    _, _, err = run(folder, *command)
+    plain = [line for line in python(folder, *command)[2].splitlines() if "runpy" not in line]
+    assert err.splitlines()[:-1] == plain
+
+
+def test_a_hook_of_the_program_s_own_sees_its_own_frames_alone(folder: Path) -> None:
+    hooked = """
+import sys, traceback
+sys.excepthook = lambda _, error, frames: print(len(traceback.extract_tb(frames)), error.__traceback__ is frames)
+def f():
+    raise ValueError
+f()
+"""
+    code, out, _ = run(folder, write(folder, hooked))
+    assert (code, out) == (1, "2 True\n")
 
 
 def test_warnings_are_shown_as_python_does(folder: Path) -> None:

@@ -27,7 +27,7 @@ from autoconv.decision import Decision, Source, Verdict
 from autoconv.errors import AccuracyError, DeviceLostError, TuningError
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.report import tables
+from autoconv.report import console, tables
 from autoconv.settings import Settings
 from autoconv.store import MemoryStore, open_store
 from autoconv.sweep import Layer
@@ -235,9 +235,9 @@ def test_a_crop_and_the_state_of_native_stand_in_the_table() -> None:
     only = decided("fast", None, record("native", status=Status.FAILED), record("fast", 3000.0))
     whole = Problem.parse((1, 3, 40, 40, 4), (4, 3, 3, 3, 4))
     cropped = Layer("net", "", "conv1", 1, layer(4).problem, "", crop_of=whole)
-    console = tables.console()
-    with console.capture() as capture:
-        console.print(tables.outcome_table([Outcome(cropped, Ending.TIMED, only)]))
+    out = console.console()
+    with out.capture() as capture:
+        out.print(tables.outcome_table([Outcome(cropped, Ending.TIMED, only)]))
     row = capture.get().splitlines()[1]
     assert "(crop)" in row
     assert row.split()[-4:] == ["failed", "3.000", "fast", "1.0e-07"]

@@ -15,7 +15,8 @@ from autoconv.environment import Environment
 from autoconv.model.card import Judgement
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.report import doctor, judgements, tables
+from autoconv.report import finding, judgements, tables
+from autoconv.report.console import console
 from autoconv.report.explanation import COLUMNS, Explanation
 from autoconv.report.finding import Finding
 from autoconv.report.grid import Column, Grid
@@ -72,7 +73,7 @@ TABLES: dict[str, Callable[[], Grid]] = {
     "networks": lambda: tables.network_table(outcomes()),
     "fleet": lambda: tables.network_table([Outcome(o.layer, o.ending, o.decision, device="gpu 1") for o in outcomes()]),
     "judgements": judged,
-    "doctor": lambda: doctor.table(FINDINGS),
+    "doctor": lambda: finding.table(FINDINGS),
 }
 
 
@@ -223,7 +224,7 @@ def test_in_a_pipe_a_row_is_a_line_neither_cut_nor_filled_with_blanks(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = TABLES[name]()
-    tables.console().print(table)
+    console().print(table)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(table.rows) + table.headed
     assert not any(line != line.rstrip() for line in lines)
@@ -242,7 +243,5 @@ def test_no_line_above_a_table_ends_in_blanks_or_is_cut(width: int) -> None:
 
 def test_a_long_line_above_a_table_is_not_broken_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     found = explained()
-    tables.console().print(
-        Explanation(PROBLEM, found.environment, Decision("native", Source.NATIVE, None, WHY * 9), 1, ())
-    )
+    console().print(Explanation(PROBLEM, found.environment, Decision("native", Source.NATIVE, None, WHY * 9), 1, ()))
     assert WHY * 9 in capsys.readouterr().out

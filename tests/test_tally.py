@@ -84,7 +84,21 @@ def test_what_was_never_timed_is_said() -> None:
     assert tally.unmeasured == 0
     chosen(ARRAY, ARRAY)
     assert tally.line(2, 0.0) == (
-        "2 conv3d calls, 2 shapes (1 never timed), 0.0 s tuning, estimated gain 0.0 s (without 1 chosen untimed)"
+        "2 conv3d calls, 2 shapes (1 never timed), 0.0 s tuning, "
+        "estimated gain 0.0 s (1 shape not counted: no times to compare)"
+    )
+
+
+def test_what_was_noted_is_said_with_what_times_it() -> None:
+    tally = Tally()
+    nothing_known = Decision(NATIVE, Source.NATIVE, None, "")
+    tally.counted(first, PROBLEM, nothing_known)
+    assert tally.line(3, 0.0, 1) == "3 conv3d calls, 1 shape noted: `autoconv sweep --pending` times it"
+    tally.counted(first, OTHER, nothing_known)
+    assert tally.line(3, 0.0, 2) == "3 conv3d calls, 2 shapes noted: `autoconv sweep --pending` times them"
+    assert tally.line(3, 0.5, 1) == (
+        "3 conv3d calls, 2 shapes (1 never timed), 500 ms tuning, estimated gain 0.0 s; "
+        "1 shape noted: `autoconv sweep --pending` times it"
     )
 
 

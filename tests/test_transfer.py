@@ -238,7 +238,7 @@ def test_a_missing_database_is_named_and_nothing_is_made(tmp_path: Path) -> None
 
 
 def test_a_missing_folder_is_named(database: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"out\.jsonl: No such file"):
+    with pytest.raises(StoreError, match=r"out\.jsonl: there is no folder .*folder: make it"):
         export(database, tmp_path / "folder" / "out.jsonl")
 
 
@@ -282,7 +282,7 @@ def script(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_script_exports_and_says_what(database: Path, tmp_path: Path) -> None:
     done = script("--database", database, tmp_path / "out.db")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{tmp_path / 'out.db'}: 3 records of 1 environments\n"
+    assert done.stdout == f"{tmp_path / 'out.db'}: 3 records of 1 environment\n"
     assert records_in(tmp_path / "out.db") == RECORDS
 
 

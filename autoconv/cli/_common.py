@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from autoconv import interrupt
 from autoconv.errors import AutoconvError
+from autoconv.interrupt import INTERRUPTED
 from autoconv.report.words import printable
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-
-_STDERR = 2
-"""Its descriptor, whatever `sys.stderr` is."""
+__all__ = [
+    "INTERRUPTED",
+    "Command",
+    "Group",
+    "Handover",
+    "OutFile",
+    "backend_here",
+    "can_ask",
+    "check_out",
+    "database_option",
+    "json_option",
+    "settings",
+    "tell_of_stop",
+]
 
 
 class Command(click.Command):
@@ -54,7 +66,58 @@ class Group(click.Group):
             return super().main(*args, **extra)
         except Handover as handover:
             run = handover.run
+        except KeyboardInterrupt:  # before click listens, or after
+            sys.exit(interrupt.heard())
         return run()
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Read the arguments."""
+        with _interruptible():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        with _interruptible():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C, at a question too, ends with its own exit code, where click has that of errors."""
+    try:
+        yield
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error, click.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise click.exceptions.Exit(interrupt.heard()) from None
+
+
+class OutFile(click.Path):
+    """The path of a file that a command writes."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        if value == "-":
+            self.fail("it is written whole, as a file alone can be: name one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def check_out(out: Path) -> None:
+    """Refuse, before much is done, a file that could not be written after it.
+
+    Raises:
+        ClickException: something else than a file is there, or there is no folder for it.
+    """
+    from autoconv.plain_file import written_at
+
+    try:
+        written_at(out)
+    except OSError as error:
+        msg = printable(f"cannot write {out}: {error.strerror or error}")
+        raise click.ClickException(msg) from error
 
 
 def database_option(function: Callable[..., None]) -> Callable[..., None]:
@@ -86,7 +149,7 @@ def can_ask() -> bool:
 
 def tell_of_stop() -> None:
     """Say that a first Ctrl-C was heard: in a signal's handler, where what else writes to stderr may be at it."""
-    os.write(_STDERR, b"\nautoconv: ending after the current convolution; once more ends it now\n")
+    os.write(interrupt.STDERR, b"\nautoconv: ending after the current convolution; once more ends it now\n")
 
 
 def backend_here() -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autoconv.cli import _common
-from autoconv.cli._common import INTERRUPTED, Command, tell_of_stop
+from autoconv.cli._common import INTERRUPTED, Command, OutFile, check_out, tell_of_stop
 from autoconv.report.progress import progress
 from autoconv.report.words import printable
 
@@ -30,7 +30,7 @@ WHERE_TO = "attach it to an issue of this project with the title 'measurements: 
 
 
 @click.command(cls=Command, epilog="Example: autoconv contribute, or autoconv contribute m3-max.jsonl --minutes 5")
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), metavar="[FILE.{jsonl,db}]", required=False)
+@click.argument("out", type=OutFile(), metavar="[FILE.{jsonl,db}]", required=False)
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, max=24 * 60),
@@ -83,6 +83,7 @@ def _check(out: Path, where: Environment, *, force: bool, answered: bool) -> Non
     if out.exists() and not force:
         msg = f"{out} exists: name another file, or replace it by --force"
         raise click.ClickException(msg)
+    check_out(out)
     if not os.access(out.absolute().parent, os.W_OK):
         msg = f"cannot write {out}: name a file in a folder that is there and can be written"
         raise click.ClickException(msg)

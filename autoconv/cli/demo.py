@@ -29,14 +29,15 @@ def _demo(database: Path, as_json: bool) -> None:
     from autoconv import environment
     from autoconv._backend import mx
     from autoconv.report import tables
+    from autoconv.report.console import console
     from autoconv.sweep import demo as demos
     from autoconv.sweep import demo_layers
     from autoconv.sweep.runner import stopping
 
-    console, total = tables.console(), len(demo_layers())
+    out, total = console(), len(demo_layers())
     if not as_json:
         device = environment.of(mx.default_device())
-        console.print(f"Real layers on {device}; a crop is a smaller frame, its channels are the network's own.\n")
+        out.print(f"Real layers on {device}; a crop is a smaller frame, its channels are the network's own.\n")
     with stopping() as stop, progress(total, "tuning") as bar:
         outcomes = demos.first_run(database, stop=stop, tell=lambda o: bar.advance(o.layer.network))
     if len(outcomes) < total:
@@ -48,8 +49,8 @@ def _demo(database: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(tables.outcomes_dict(outcomes) | {"second": vars(second)}, indent=2))
     else:
-        tables.print_outcomes(console, outcomes)
-        console.print(
+        tables.print_outcomes(out, outcomes)
+        out.print(
             f"\nA second process over the same database: {second.outputs} convolutions run, {timed} timed, "
             f"{same} of {len(winners)} winners the same."
         )

@@ -68,7 +68,8 @@ def _model(file: Path | None, chosen: Any) -> CostModel:
 
 def _again(model: CostModel, databases: Sequence[Path], as_json: bool) -> None:
     from autoconv.model import evaluation
-    from autoconv.report import judgements, tables
+    from autoconv.report import judgements
+    from autoconv.report.console import console
 
     with progress(None, f"judging {model.name} anew") as bar:
         card = evaluation.again(model, databases, bar.advance)
@@ -80,7 +81,7 @@ def _again(model: CostModel, databases: Sequence[Path], as_json: bool) -> None:
             )
         )
     else:
-        tables.console().print(judgements.of_card(card.judgements))
+        console().print(judgements.of_card(card.judgements))
         if not found:
             click.echo(printable(f"{model.name}: its card is reproduced"))
     if found:
@@ -102,7 +103,8 @@ def _versions(model: CostModel) -> str:
 def _judge(model: CostModel, names: Sequence[str], there: Sequence[Path], as_json: bool) -> None:
     from autoconv.model import evaluation
     from autoconv.model.examples import shape_of
-    from autoconv.report import judgements, tables
+    from autoconv.report import judgements
+    from autoconv.report.console import console
     from autoconv.store.transfer.export import SQLITE_SUFFIXES
     from autoconv.sweep import packaged_workloads, read_workload
 
@@ -128,6 +130,6 @@ def _judge(model: CostModel, names: Sequence[str], there: Sequence[Path], as_jso
         values = {"model": model.name, "problems": found.problems, "learned": found.learned, "groups": groups}
         click.echo(json.dumps(values, indent=2))
         return
-    tables.console().print(judgements.of_groups(found.groups))
+    console().print(judgements.of_groups(found.groups))
     left_out = f"; {found.learned} are left out, as it learned from their shapes" if found.learned else ""
     click.echo(printable(f"{model.name}: judged on {found.problems} problems{left_out}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import click
 
 from autoconv.cli._common import Command, database_option, json_option
+from autoconv.report.words import printable
+
+_BETWEEN = re.compile("[,xX*\u00d7]")
 
 
 def _ints(_ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
-    """Whole numbers with commas between, or a single one."""
+    """Whole numbers with commas between, or x as in what is printed; or a single one."""
     try:
-        return tuple(int(v) for v in value.split(","))
+        return tuple(int(v) for v in _BETWEEN.split(value))
     except ValueError:
         msg = f"{value!r} is no list of whole numbers such as 1,16,64,64,128"
         raise click.BadParameter(msg, param=param) from None
@@ -30,7 +34,7 @@ def _padding(ctx: click.Context, param: click.Parameter, value: str) -> tuple[An
 @click.command(
     cls=Command, epilog="Example: autoconv explain --input 1,43,122,210,512 --weight 512,3,3,3,512 --dtype bfloat16"
 )
-@click.option("--input", "input_shape", callback=_ints, required=True, help="N,D,H,W,C_in")
+@click.option("--input", "input_shape", callback=_ints, required=True, help="N,D,H,W,C_in, or NxDxHxWxC_in")
 @click.option("--weight", "weight_shape", callback=_ints, required=True, help="C_out,KD,KH,KW,C_in/groups")
 @click.option("--stride", callback=_ints, default="1", show_default=True, help="One for all, or D,H,W.")
 @click.option("--padding", callback=_padding, default="0", show_default=True, help="One, D,H,W, or LOW:HIGH of those.")
@@ -63,13 +67,17 @@ def explain(
 
     Lists every candidate's time, error and memory.
     """
-    from autoconv import ops
-    from autoconv.report import tables
+    from autoconv import ops, settings
+    from autoconv.report.console import console
 
     changes = {"accuracy": accuracy, "memory_limit": memory_limit, "database": database}
     chosen: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-    found = ops.explain(input_shape, weight_shape, **arguments, **chosen)
+    settings.current()  # what is wrong with a variable is no fault of the arguments
+    try:
+        found = ops.explain(input_shape, weight_shape, **arguments, **chosen)
+    except (ValueError, TypeError) as error:
+        raise click.UsageError(printable(" ".join(str(error).split()))) from error
     if as_json:
         click.echo(found.to_json(indent=2))
     else:
-        tables.console().print(found)
+        console().print(found)

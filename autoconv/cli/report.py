@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from autoconv.cli._common import Command, json_option, settings
+from autoconv.cli._common import Command, OutFile, json_option, settings
 from autoconv.cli._selection import device_option, network_option, network_problems
 from autoconv.report.progress import progress_of
-from autoconv.report.words import printable
+from autoconv.report.words import counted, printable
+
+if TYPE_CHECKING:
+    from autoconv.report.report import Report
+
+_SOURCES = {"own": " measured here", "imported": " imported", "shipped": " that came with the package", "file": ""}
+"""What is said of problems, by the kind of their source."""
 
 
 @click.command(cls=Command, epilog="Example: autoconv report report.html, or autoconv report h100.html --device H100")
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT.html")
+@click.argument("out", type=OutFile(), metavar="OUT.html")
 @click.option(
     "--database",
     "databases",
@@ -34,19 +41,28 @@ def report(out: Path, databases: Sequence[Path], device: str, networks: Sequence
     It holds all it shows and asks no network for anything, so that it can be kept or sent. Decisions are those that
     calls would make.
     """
-    from autoconv.model.rule.python import plural
     from autoconv.open_stores import begun
     from autoconv.report.report import here, write
     from autoconv.store import Selection
 
     chosen = settings(databases[0] if databases else None)
     own = begun(chosen)
-    selection = Selection(device, problems=network_problems(networks, databases or ([own] if own else [])))
+    problems = network_problems(networks, databases or ([own] if own else []))
+    selection = Selection(device, problems=problems, named=" and ".join(networks))
     with progress_of(f"writing {out.name}") as tell:
         found = write(out, chosen, selection, None if databases else here(), databases, tell)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
         return
-    counts = {"problem": found.problems, "environment": len(found.environments)}
-    what = " of ".join(f"{count} {plural(word, count)}" for word, count in counts.items())
-    click.echo(printable(f"{out}: {found.size / 1e6:.1f} MB, {what if found.problems else 'nothing measured yet'}"))
+    click.echo(printable(f"{out}: {found.size / 1e6:.1f} MB, {_what(found)}"))
+
+
+def _what(found: Report) -> str:
+    """How many problems the page shows, by where they come from, and of how many environments."""
+    if not found.problems:
+        return "nothing measured yet"
+    where = counted(len(found.environments), "environment")
+    counts = [(found.sources.get(kind, 0), words) for kind, words in _SOURCES.items()]
+    (first, words), *rest = [(count, words) for count, words in counts if count]
+    parts = [f"{counted(first, 'problem')}{words}", *(f"{count}{words}" for count, words in rest)]
+    return f"{', '.join(parts)}, of {where}" if words else f"{parts[0]} of {where}"

@@ -26,6 +26,10 @@ def export_rule(out: Path, selection: Selection, backend: str | None, database: 
     with progress_of(f"reading what was measured on {backend}") as tell, ExitStack() as stack:
         stores = [stack.enter_context(closing(store)) for store in _stores(database)]
         cases = rules.cases_in(stores, backend, selection, tell)
+        if not cases and not selection.is_everything:
+            known = [(key, identity) for store in stores for key, (identity, _) in store.environments().items()]
+            msg = selection.lacking(pair for pair in known if pair[1].get("backend") == backend)
+            raise click.ClickException(printable(f"no rule is written of {backend}: {msg}"))
     if not cases:
         why = (
             f"; {lacking([])}"

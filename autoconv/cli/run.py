@@ -81,7 +81,7 @@ def _patch_and_tell(title: str) -> None:
         if os.getpid() != process or sys.__stderr__ is None:  # a fork is no end of the program
             return
         with contextlib.suppress(OSError, ValueError):  # closed by the program or its reader
-            print(f"autoconv: {tally.line(patching.calls(), _tuned_s())}", file=sys.__stderr__, flush=True)
+            print(f"autoconv: {tally.line(patching.calls(), *_timed_and_noted())}", file=sys.__stderr__, flush=True)
         if "autoconv.dispatch" in sys.modules:  # else nothing was decided
             from autoconv.dispatch import dispatcher
 
@@ -90,10 +90,12 @@ def _patch_and_tell(title: str) -> None:
     atexit.register(tell)
 
 
-def _tuned_s() -> float:
-    """Seconds that calls took for timing; 0 where nothing was ever decided, without importing what that takes."""
+def _timed_and_noted() -> tuple[float, int]:
+    """Seconds that calls took for timing, and how many shapes they noted for a sweep; none where nothing was ever
+    decided, without importing what that takes.
+    """
     if "autoconv.dispatch" not in sys.modules:
-        return 0.0
+        return 0.0, 0
     from autoconv.dispatch import dispatcher
 
-    return dispatcher().tuned_s
+    return dispatcher().tuned_s, dispatcher().noted

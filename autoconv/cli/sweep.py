@@ -134,6 +134,7 @@ def sweep(
         msg = f"name a workload file, --random, --pending, or one of those packaged: {', '.join(packaged_workloads())}"
         raise click.UsageError(msg)
     from autoconv.report import tables
+    from autoconv.report.console import console
     from autoconv.sweep.runner import stopping
 
     chosen = settings(database, policy="measure")
@@ -158,7 +159,7 @@ def sweep(
     if as_json:
         click.echo(json.dumps(tables.outcomes_dict(outcomes) | {"seconds": swept.seconds}, indent=2, allow_nan=False))
     else:
-        tables.print_outcomes(tables.console(), outcomes)
+        tables.print_outcomes(console(), outcomes)
     if len(outcomes) < swept.expected:
         why = "stopped" if stop.is_set() else "its time was up"
         click.echo(f"{why} after {len(outcomes)} of {swept.expected}; the same command goes on from there", err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoconv.cli._common import Command, backend_here, database_option, json_option, settings
+from autoconv.cli._common import Command, OutFile, backend_here, check_out, database_option, json_option, settings
 from autoconv.report.progress import progress
 from autoconv.report.words import printable
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutFile(),
     metavar="MODEL.npz",
     help="Write the model there, its estimators as MODEL.joblib and its card as MODEL.md. Default: a model of your own "
     "beside your database, which is used from then on.",
@@ -46,7 +46,8 @@ def train(
     same model, bit for bit. Exit code 1 where that is not good enough: the model is kept, and is not used.
     """
     from autoconv.errors import ModelError
-    from autoconv.report import judgements, tables
+    from autoconv.report import judgements
+    from autoconv.report.console import console
 
     missing = [path for path in databases if not path.is_file()]
     if missing:
@@ -55,6 +56,8 @@ def train(
     if out is not None and out.suffix != ".npz":
         msg = f"a model is a file .npz, not {out.name}"
         raise ModelError(msg)
+    if out is not None and out.parent.is_dir():  # else it is made
+        check_out(out)
     with progress(None, "training") as bar:
         kept, unused = _train(databases, backend or backend_here(), out, settings(database), bar.advance)
     card = kept.model.card
@@ -64,7 +67,7 @@ def train(
     else:
         origin = kept.model.origin
         click.echo(printable(f"{kept.path}: {origin.problems} problems of {' and '.join(origin.devices)}"))
-        tables.console().print(judgements.of_card(card.judgements))
+        console().print(judgements.of_card(card.judgements))
     if fault or unused:
         click.echo(printable(f"autoconv: it is kept, and is not used: {fault or unused}"), err=True)
     if fault:

@@ -9,18 +9,18 @@ from typing import Any
 
 import click
 
-from autoconv.cli._common import Command, database_option, json_option, settings
+from autoconv.cli._common import Command, OutFile, database_option, json_option, settings
 from autoconv.cli._selection import device_option, network_option, network_problems
 from autoconv.cli.rule import export_rule
 from autoconv.report.progress import progress_of
-from autoconv.report.words import printable
+from autoconv.report.words import counted, printable
 
 
 @click.command(
     cls=Command,
     epilog="Example: autoconv export m3-max.db --device 'M3 Max' --network wan21, or autoconv export --rule rule.py",
 )
-@click.argument("out", type=click.Path(path_type=Path), metavar="FILE.{db,sqlite,jsonl,csv,py}")
+@click.argument("out", type=OutFile(), metavar="FILE.{db,sqlite,jsonl,csv,py}")
 @device_option
 @click.option("--environment", default="", help="Only measurements of the environment whose id begins so.")
 @network_option
@@ -77,7 +77,7 @@ def export(
     if rule:
         export_rule(
             out,
-            Selection(device, environment, _problems(networks, database)),
+            Selection(device, environment, _problems(networks, database), " and ".join(networks)),
             backend,
             database,
             force,
@@ -86,11 +86,12 @@ def export(
     if beside and out.suffix.lower() not in SQLITE_SUFFIXES:
         msg = f"{beside} goes with a database: name a file with suffix {' or '.join(SQLITE_SUFFIXES)}"
         raise click.UsageError(msg)
-    selection = Selection(device, environment, _problems(networks, database))
+    selection = Selection(device, environment, _problems(networks, database), " and ".join(networks))
     source = _database(database)
     with progress_of("exporting") as tell:
         exported = write(source, out, selection=selection, force=force, browsable=datasette, tell=tell)
-    click.echo(f"{out}: {exported.records} records of {exported.environments} environments")
+    what = f"{counted(exported.records, 'record')} of {counted(exported.environments, 'environment')}"
+    click.echo(printable(f"{out}: {what}"))
     if card:
         click.echo(f"{cards.write(out)}: its card")
     if datasette:
@@ -158,9 +159,9 @@ def _report(file: Path, imported: Any) -> dict[str, Any]:
 def _print(report: dict[str, Any]) -> None:
     file = printable(report["file"])
     if "added" in report:
-        more = f"{report['environments']} new environments, {report['problems']} new problems"
-        click.echo(f"{file}: {report['added']} records added, {report['known']} known already; {more}")
+        more = f"{counted(report['environments'], 'new environment')}, {counted(report['problems'], 'new problem')}"
+        click.echo(f"{file}: {counted(report['added'], 'record')} added, {report['known']} known already; {more}")
         for reason, row in report["rejected"].items():
-            click.echo(f"{file}: {row['count']} rows refused: {reason}, first {row['example']}", err=True)
+            click.echo(f"{file}: {counted(row['count'], 'row')} refused: {reason}, first {row['example']}", err=True)
     if report["error"]:
         click.echo(f"Error: {printable(report['error'])}", err=True)

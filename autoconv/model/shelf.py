@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from autoconv import plain_file
 from autoconv.errors import ModelError
 from autoconv.model.cost_model import MOST_BYTES, CostModel, pack, unpack
 
@@ -82,19 +80,9 @@ def write(path: Path, data: bytes, mode: int = 0o666) -> None:
     Raises:
         ModelError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
-            raise
+        plain_file.write(path, data, mode)
     except OSError as error:
         msg = f"cannot write {path}: {error.strerror or error}"
         raise ModelError(msg) from error

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autoconv import plain_file
 from autoconv.algorithms import algorithms, places
 from autoconv.decision import NATIVE, Decision, Limits, choose
 from autoconv.errors import StoreError
@@ -164,7 +165,7 @@ def write(database: Path) -> Path:
     with closing(open_store(database, readonly=True, immutable=True)) as store:
         text = card_text(database, cards(store))
     try:
-        card.write_text(text, encoding="utf-8")
+        plain_file.write(card, text.encode())
     except OSError as error:
         msg = f"cannot write {card}: {error.strerror}"
         raise StoreError(msg) from error

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autoconv import environment
 from autoconv._backend import mx
@@ -17,23 +15,22 @@ from autoconv.counsellor import BROKEN, describe
 from autoconv.decision import Limits, choose
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
+from autoconv.grounds import memory_bytes
 from autoconv.kin import are_kin, differences
 from autoconv.model.advisers import Advisers, adviser_for, ceilings_of
-from autoconv.report import machine
+from autoconv.report import database_file, machine, variables
 from autoconv.report.finding import Finding
-from autoconv.report.grid import Column, Grid
+from autoconv.report.words import counted
 from autoconv.settings import Settings
-from autoconv.store import Qualification, Store, default_path, open_store
+from autoconv.store import Qualification, Store, open_store
 from autoconv.store import shipped as came_with
-from autoconv.store.connection import SCHEMA
-from autoconv.store.health import Health, health, outdated
+from autoconv.store.health import health, outdated
 from autoconv.tuning.qualification import fingerprint, first_run
 
 if TYPE_CHECKING:
     from autoconv.model.card import Card
 
-LOW_DISK_BYTES = 10**8
-"""Room on a database's disk below which the next sweep may not fit."""
+_ANEW = "install autoconv anew"
 
 LARGE_BYTES = 256 * 10**6
 """A database of this size is looked through for what decides nothing."""
@@ -78,71 +75,40 @@ def examine(
     return [
         Finding("autoconv", __version__),
         *machine.mlx(where),
+        *variables.backends(),
         *machine.blas(where, known, probe),
         Finding("environment", f"{where.id}: " + ", ".join(f"{k} {v}" for k, v in where.identity.items())),
         Finding("circumstances", ", ".join(f"{k} {v}" for k, v in where.circumstances.items())),
         machine.memory(chosen, where),
         machine.patched(environ),
-        *machine.settings_in_force(chosen, environ),
+        *variables.in_force(chosen, environ, variables.gigabytes(memory_bytes(chosen, where))),
         *own,
         *came,
         *model,
     ]
 
 
-def table(findings: list[Finding]) -> Grid:
-    """The findings as a table for rich; advice stands beneath what it is about."""
-    found = Grid((Column("about", style="bold"), Column("found", beneath=True)), headed=False)
-    for finding in findings:
-        found.add(finding.about, finding.found)
-        if finding.advice:
-            found.add("", f"→ {finding.advice}", style="yellow")
-    return found
-
-
-def as_dicts(findings: list[Finding]) -> list[dict[str, Any]]:
-    """The findings as plain values for JSON."""
-    return [asdict(finding) for finding in findings]
-
-
 def _database(chosen: Settings, where: Environment) -> tuple[list[Finding], Qualification | None]:
     """The database, what it tells of this device, and that device's first run; None where there was none."""
-    path: Path = chosen.database or default_path()
-    if not path.exists():
-        return [Finding("database", f"{path}, not begun yet")], None
+    path = None
     try:
+        path, none = database_file.begun(chosen)
+        if path is None:
+            return none, None
         with contextlib.closing(open_store(path, readonly=True)) as store:
             problems, pending = len(store.problems(where.id)), len(store.pending(where.id))
             others = len(store.environments()) - (where.id in store.environments())
             known = first_run(store, where.id, fingerprint(algorithms()))
-            state = health(path)
+            state, told = database_file.soundness(path)
             large = state.bytes >= LARGE_BYTES
             idle = outdated(path, {a.name: a.version for a in algorithms()}) if large else 0.0
     except StoreError as error:
-        advice = "move the file away, or name another by AUTOCONV_DATABASE"
-        return [Finding("database", str(error), advice)], None
-    found = f"{path}, {state.bytes / 1e6:.1f} MB: {problems} problems measured here, {pending} pending"
-    found += f", {others} other environments" if others else ""
+        return [database_file.unusable(path, error)], None
+    found = f"{path}, {state.bytes / 1e6:.1f} MB: {counted(problems, 'problem')} measured here, {pending} pending"
+    found += f", {counted(others, 'other environment')}" if others else ""
+    values = {"bytes": state.bytes, "problems": problems, "pending": pending, "other_environments": others}
     advice = f"{idle:.0%} of it decides nothing: autoconv prune makes it smaller" if idle >= MUCH else ""
-    return [Finding("database", found, advice), _file(path, state), *_first_run(known)], known
-
-
-def _file(path: Path, state: Health) -> Finding:
-    """Whether the database's file is sound, and what its owner should do about it if it is not."""
-    found = (
-        f"{state.faults[0] if state.faults else 'sound'}; schema {state.schema} of {SCHEMA}, journal {state.journal}, "
-        f"mode {state.mode:04o}, {state.free_bytes / 1e9:.1f} GB free on its disk"
-    )
-    advice = []
-    if state.faults:
-        advice.append("export what can be read by autoconv export, move the file away, and import that")
-    if not state.writable:
-        advice.append("it cannot be written: measurements last for a process; see to its modes, or set readonly=True")
-    if state.others_write:
-        advice.append(f"others may write what decides your calls: chmod 600 {path}")
-    if state.free_bytes < LOW_DISK_BYTES:
-        advice.append("make room on its disk")
-    return Finding("database file", found, "; ".join(advice))
+    return [Finding("database", found, advice, values), told, *_first_run(known)], known
 
 
 def _shipped_files(unread: Collection[str]) -> Iterator[Finding]:
@@ -154,15 +120,15 @@ def _shipped_files(unread: Collection[str]) -> Iterator[Finding]:
         try:
             state = health(path, immutable=True)
         except StoreError as error:
-            yield Finding("shipped files", str(error), "install autoconv anew: it is damaged")
+            yield Finding("shipped files", error.found, _ANEW)
             continue
         if state.faults:
-            fault = f"{path.name} is damaged: {state.faults[0]}"
-            yield Finding("shipped files", fault, "install autoconv anew: it is damaged")
+            yield Finding("shipped files", f"{path.name} is damaged: {state.faults[0]}", _ANEW)
             continue
         count, size = count + 1, size + state.bytes
     if count:
-        yield Finding("shipped files", f"{count} databases, {size / 1e6:.1f} MB, sound")
+        found = f"{counted(count, 'database')}, {size / 1e6:.1f} MB, sound"
+        yield Finding("shipped files", found, values={"databases": count, "bytes": size})
 
 
 def _shipped(where: Environment, shipped: Mapping[str, Store]) -> Finding:
@@ -210,7 +176,7 @@ def _judged(card: Card) -> str:
 def _unread(unread: Mapping[str, str]) -> Iterator[Finding]:
     """Those that came with the package and cannot be read."""
     for name, reason in unread.items():
-        yield Finding("shipped database", f"{name} cannot be read: {reason}", "install autoconv anew: it is damaged")
+        yield Finding("shipped database", f"{name} cannot be read: {reason}", _ANEW)
 
 
 def _worth(store: Store, key: str) -> str:
@@ -233,7 +199,9 @@ def _first_run(known: Qualification | None) -> Iterator[Finding]:
         return
     state = "all algorithms are right" if not known.barred else "; ".join(f"{n}: {w}" for n, w in known.barred.items())
     advice = "barred algorithms are not used here" if known.barred else ""
-    yield Finding("qualification", f"{state}; native beats itself by {known.noise:.1%} at most", advice)
+    found = f"{state}; native beats itself by {known.noise:.1%} at most"
+    yield Finding("qualification", found, advice, {"noise": known.noise, "barred": dict(known.barred)})
     rates = {name: rate for name, rate in known.ceilings.items() if name.startswith("matmul")}
     others = {name: rate for name, rate in known.ceilings.items() if name not in rates}
-    yield Finding("ceilings", ", ".join(f"{name} {value:.3g}" for name, value in (rates | others).items()))
+    told = ", ".join(f"{name} {value:.3g}" for name, value in (rates | others).items())
+    yield Finding("ceilings", told, values=dict(known.ceilings))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from autoconv.model.counsel import Counsel
 
-from autoconv.decision import Decision
+from autoconv.decision import Decision, Source
 from autoconv.environment import Environment
 from autoconv.problem import Problem
 from autoconv.report.grid import Column, Grid, paragraphs
@@ -151,13 +151,14 @@ class Explanation:
         what a cost model says.
         """
         decision = self.decision
+        source = "" if decision.source is Source.NATIVE else f", from {decision.source}"
         limits = f"at most {self.memory_bytes / 1e9:.2f} GB beyond input, weight and output"
         if decision.bound is not None:
             limits = f"error at most {decision.bound:.1e}, {limits}"
         return [
             f"{self.problem}  ({self.problem.flops / 1e9:.3g} GFLOP)",
             f"on {self.environment}",
-            f"{decision.candidate}, from {decision.source}: {decision.reason}",
+            f"{decision.candidate}{source}: {decision.reason}",
             limits,
             *(self.counsel.lines() if self.counsel is not None else ()),
         ]

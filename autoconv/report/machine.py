@@ -1,8 +1,8 @@
-"""What the doctor says of the machine: MLX and its fixed rule, the BLAS, memory, patching and settings."""
+"""What the doctor says of the machine: MLX and its fixed rule, the BLAS, memory and patching."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +13,7 @@ from autoconv.algorithms._mlx import MAX_DECOMPOSED_DEPTH
 from autoconv.environment import Environment
 from autoconv.errors import SettingsError
 from autoconv.grounds import memory_bytes
+from autoconv.report.explanation import finite
 from autoconv.report.finding import Finding
 from autoconv.settings import Settings
 
@@ -25,24 +26,21 @@ FIXED_RULE_SINCE = (0, 32, 1)
 LOW_MEMORY_SHARE = 0.15
 """Of the memory: with less of it free, many problems would be left for later."""
 
+_FASTER = (
+    ", and OpenBLAS was measured to be tens of times as fast: install it (on Debian and Ubuntu apt install "
+    "libopenblas0) and begin commands with LD_PRELOAD=libopenblas.so.0, or build MLX from source where libopenblas-dev "
+    "and liblapacke-dev are installed"
+)
+"""How MLX gets another BLAS than its wheel's on Linux: the first library that defines the functions is taken."""
+
 _PROBE_SIZE = 256
 """Rows of the matrices whose product tells of a BLAS: 20 ms of a reference one, 0.3 ms of a fast one."""
 
-_FOR_SCRIPTS = frozenset(("AUTOCONV_BACKEND", "AUTOCONV_PYTHON"))
-"""Variables of a checkout's scripts."""
-
-_OF_THE_IMPORT = frozenset(("AUTOCONV_PATCH", "AUTOCONV_LOG"))
-"""Variables that are no settings, and are read once."""
-
 
 def mlx(where: Environment) -> Iterator[Finding]:
-    """MLX, what its fixed rule would do, and whether its backends are in each other's way."""
+    """MLX, and what its fixed rule would do."""
     yield Finding("MLX", f"{where.identity['mlx']} on {where}")
     yield Finding("MLX's fixed rule", fixed_rule(where.backend, str(where.identity["mlx"])))
-    installed = [name for name in ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13") if _is_installed(name)]
-    if len(installed) > 1:
-        advice = f"uninstall all of {', '.join(installed)}, then install one: they overwrite each other's library file"
-        yield Finding("backends", ", ".join(installed), advice)
 
 
 def fixed_rule(backend: str, version: str) -> str:
@@ -72,11 +70,9 @@ def blas(where: Environment, known_gflops: float | None, probe: Callable[[], flo
     name, threads = where.identity.get("blas", "unknown"), where.identity.get("blas_threads", 1)
     advice = ""
     if rate < SLOW_BLAS_GFLOPS:
-        advice = (
-            f"{name} is a slow BLAS: preloading OpenBLAS (LD_PRELOAD=.../libopenblas.so.0) was measured to be tens of "
-            "times as fast"
-        )
-    yield Finding("BLAS", f"{name}, threads {threads}: {rate:.3g} GFLOP/s in float32, measured {when}", advice)
+        advice = f"{name} is a slow BLAS" + (_FASTER if platform.system() == "Linux" else "")
+    found = f"{name}, threads {threads}: {rate:.3g} GFLOP/s in float32, measured {when}"
+    yield Finding("BLAS", found, advice, {"gflops": rate, "threads": threads})
 
 
 def blas_gflops() -> float:
@@ -103,7 +99,8 @@ def memory(chosen: Settings, where: Environment) -> Finding:
     )
     low = free < LOW_MEMORY_SHARE * where.memory_bytes
     advice = "close other programs before a sweep: what does not fit is left for later" if low else ""
-    return Finding("memory", found, advice)
+    values = {"bytes": where.memory_bytes, "free_bytes": free, "limit_bytes": finite(limit)}
+    return Finding("memory", found, advice, values)
 
 
 def patched(environ: Mapping[str, str]) -> Finding:
@@ -116,30 +113,3 @@ def patched(environ: Mapping[str, str]) -> Finding:
     if not environ.get("AUTOCONV_PATCH"):
         return Finding("patching", f"{now}: AUTOCONV_PATCH is not set")
     return Finding("patching", f"{now}: AUTOCONV_PATCH asks {'for' if asked else 'against'} it")
-
-
-def settings_in_force(chosen: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Every setting with where it came from, and variables that nothing reads."""
-    values, variables = settings.as_dict(chosen), {name: variable for variable, name in settings.VARIABLES.items()}
-    asked = settings.as_dict(settings.from_environment(environ))
-    defaults = settings.as_dict(settings.from_environment({}))
-
-    def origin(name: str) -> str:
-        variable = variables.get(name, "")
-        if environ.get(variable) and values[name] == asked[name]:
-            return variable
-        return "default" if values[name] == defaults[name] else "given"
-
-    yield Finding("settings", ", ".join(f"{name} {value} ({origin(name)})" for name, value in values.items()))
-    read = {*settings.VARIABLES, *_OF_THE_IMPORT, *_FOR_SCRIPTS}
-    strange = sorted(name for name in environ if name.startswith("AUTOCONV_") and name not in read)
-    if strange:
-        yield Finding("variables", f"{', '.join(strange)}: nothing reads that", f"there are {', '.join(sorted(read))}")
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from autoconv import plain_file
 from autoconv.errors import ReportError
 from autoconv.store.transfer.browsing import ENVIRONMENTS, KEPT
 
@@ -191,7 +192,7 @@ def write(database: Path) -> Path:
     """
     out = database.with_name(database.stem + SUFFIX)
     try:
-        out.write_text(json.dumps(metadata(database.stem), indent=2) + "\n", encoding="utf-8")
+        plain_file.write(out, (json.dumps(metadata(database.stem), indent=2) + "\n").encode())
     except OSError as error:
         msg = f"cannot write {out}: {error.strerror or error}"
         raise ReportError(msg) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from autoconv._version import __version__
 from autoconv.environment import Environment
 from autoconv.errors import ReportError, StoreError
 from autoconv.open_stores import begun
+from autoconv.plain_file import written_at
 from autoconv.report.columns import pack
 from autoconv.report.document import document
 from autoconv.report.gathering import Origin, gather
@@ -37,6 +39,8 @@ class Report:
         problems: How many problems it shows, one in two environments counted twice.
         candidates: How many results of candidates.
         environments: Ids of the environments, with their devices.
+        sources: How many of the problems are of each kind of file: `own`, `imported` into that, `shipped` with the
+            package, or `file`, one that was asked for.
         gains: By network, as `card.gains`.
     """
 
@@ -45,6 +49,7 @@ class Report:
     problems: int
     candidates: int
     environments: Mapping[str, str]
+    sources: Mapping[str, int]
     gains: Mapping[str, Mapping[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,6 +60,7 @@ class Report:
             "problems": self.problems,
             "candidates": self.candidates,
             "environments": dict(self.environments),
+            "by_source": dict(self.sources),
             "by_network": {name: dict(found) for name, found in self.gains.items()},
         }
 
@@ -78,12 +84,19 @@ def write(
         tell: Called now and then with how much is done, 1 being all.
 
     Raises:
-        ReportError: the page cannot be written.
+        ReportError: nothing is selected, or the page cannot be written. What was there stays.
         StoreError: a database cannot be read.
     """
+    try:
+        written_at(out)  # before it is gathered, which may take long
+    except OSError as error:
+        msg = f"cannot write {out}: {error.strerror or error}"
+        raise ReportError(msg) from error
     with _opened(settings, here, databases) as (own, shipped):
         found = gather(own, shipped, settings, selection, here.id if here else "", lambda part: tell(0.8 * part))
         tell(0.8)
+        if not len(found.problems) and not selection.is_everything:
+            raise ReportError(_lacking(selection, [store for _, store in own], list(shipped.values()), here))
         stores = [*(store for _, store in own), *shipped.values()]
         models = list(model_cards(found.environments, stores, settings))
     tell(0.9)
@@ -105,6 +118,7 @@ def write(
         len(found.problems),
         len(found.candidates),
         {e.id: str(e.identity["device"]) for e in found.environments},
+        Counter(found.meta["sources"][int(place)]["kind"] for place in found.problems.arrays["source"]),
         found.gains,
     )
 
@@ -141,6 +155,20 @@ def _opened(
         for store in shipped.values():
             stack.callback(store.close)
         yield own, shipped
+
+
+def _lacking(selection: Selection, own: Sequence[Store], shipped: Sequence[Store], here: Environment | None) -> str:
+    """Why nothing is selected, in words."""
+    if selection.device or not shipped:
+        return selection.lacking(_environments([*own, *shipped]))
+    shown = [*_environments(own), *(pair for pair in _environments(shipped) if here and pair[0] == here.id)]
+    return f"{selection.lacking(shown)}; of other devices --device shows what came with the package"
+
+
+def _environments(stores: Sequence[Store]) -> list[tuple[str, Mapping[str, object]]]:
+    """Ids of the environments that something was measured in, with their identities."""
+    found = ((store, key, identity) for store in stores for key, (identity, _) in store.environments().items())
+    return [(key, identity) for store, key, identity in found if store.problems(key)]
 
 
 def _write(out: Path, data: bytes) -> None:

@@ -19,15 +19,6 @@ from autoconv.sweep.runner import Ending, Outcome
 MANY = 40
 """Outcomes past which a table has a row a network."""
 
-PLAIN_WIDTH = 1_000_000
-"""Columns of what goes to a file or a pipe, where a row is a line, however long."""
-
-
-def console() -> Console:
-    """The console of stdout; where that is no terminal, one that breaks no line."""
-    found = Console(highlight=False, markup=False, emoji=False)
-    return found if found.is_terminal else Console(width=PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
-
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Grid:
     """A row an outcome: network, layer, native's and the best time, winner, speed-up, error."""

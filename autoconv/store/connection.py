@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import sqlite3
-import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autoconv.device_lock import hold
-from autoconv.errors import DamagedError, SchemaError, StoreError
-from autoconv.store.schema import check_schema
+from autoconv.errors import DamagedError, EmptyError, SchemaError, StoreError
+from autoconv.plain_file import other_kind
+from autoconv.store.schema import MOVE_AWAY, check_schema
 
 APPLICATION_ID = int.from_bytes(b"aCnv")
 """What marks a SQLite file as ours: https://sqlite.org/pragma.html#pragma_application_id."""
@@ -80,7 +80,9 @@ def connect(file: Path, *, readonly: bool, immutable: bool = False) -> sqlite3.C
         SchemaError: the file is no autoconv database, or a newer version's; it has not been changed.
         StoreError: it cannot be opened.
     """
+    file = file.absolute()
     try:
+        check_kind(file, OPENING)
         if not readonly:
             connection = _connect(file)
         elif immutable:
@@ -169,8 +171,8 @@ def failure(doing: str, file: Path, error: Exception) -> StoreError:
     """One line that says what could not be done to a file, why, and what to do where that is known."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_NOTADB and not _is_surely_ours(file):
-        return SchemaError(f"{file} is no SQLite database: move it away, or name another in AUTOCONV_DATABASE")
-    reason = str(error)
+        return SchemaError(f"{file} is no SQLite database", "move it away, or name another in AUTOCONV_DATABASE")
+    reason, advice = str(error), ""
     if isinstance(error, MemoryError):
         reason = "there is no memory for it, or it is damaged"
     elif isinstance(error, OSError):
@@ -178,14 +180,27 @@ def failure(doing: str, file: Path, error: Exception) -> StoreError:
     elif code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
         # SQLite does not say why.
         try:
-            if stat.S_ISDIR(os.stat(file).st_mode):
-                reason = "it is a directory"
+            os.stat(file)
         except OSError as missing:
             reason = missing.strerror or reason
     elif code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        reason += ": move the file away and a new one is begun"
+        advice = MOVE_AWAY
+    elif is_busy(error):
+        advice = "another process holds it; try again once that has ended"
     kind = DamagedError if is_damage(error) else StoreError
-    return kind(f"cannot {doing} {file}: {reason}")
+    return kind(f"cannot {doing} {file}: {reason}", advice)
+
+
+def check_kind(file: Path, doing: str) -> None:
+    """Refuse what is there and is no plain file.
+
+    Raises:
+        StoreError: it is something else.
+        OSError: it cannot be looked at.
+    """
+    if kind := other_kind(file):
+        msg = f"cannot {doing} {file}: it is {kind}"
+        raise StoreError(msg, "name another file")
 
 
 def _is_surely_ours(file: Path) -> bool:
@@ -236,9 +251,10 @@ def _checked(connection: sqlite3.Connection, file: Path) -> sqlite3.Connection:
     try:
         number = schema_of(connection, file)
         if number < READABLE:
-            state = f"has schema {number}, older than {READABLE}" if number else "is empty"
-            msg = f"{file} {state}: open it for writing once, or name another in AUTOCONV_DATABASE"
-            raise SchemaError(msg)
+            if not number:
+                raise EmptyError(f"{file} is empty", "nothing was measured yet; autoconv sweep begins it")
+            msg = f"{file} has schema {number}, older than {READABLE}"
+            raise SchemaError(msg, "autoconv sweep --pending brings it up to date")
         check_schema(connection, file, number)
     except BaseException:
         connection.close()
@@ -309,17 +325,14 @@ def schema_of(connection: sqlite3.Connection, file: Path) -> int:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
     if application != APPLICATION_ID and (application or number or tables):
-        msg = f"{file} is another program's database: name another file in AUTOCONV_DATABASE"
-        raise SchemaError(msg)
+        msg = f"{file} is another program's database"
+        raise SchemaError(msg, "name another file in AUTOCONV_DATABASE")
     if number < 0:
-        msg = f"{file} says that it has schema {number}, which none is: move the file away and a new one is begun"
-        raise DamagedError(msg)
+        msg = f"{file} says that it has schema {number}, which none is"
+        raise DamagedError(msg, MOVE_AWAY)
     if number > SCHEMA:
-        msg = (
-            f"{file} was written by a newer autoconv (schema {number}, this one knows {SCHEMA}): "
-            "update autoconv, or name another file in AUTOCONV_DATABASE"
-        )
-        raise SchemaError(msg)
+        msg = f"{file} was written by a newer autoconv (schema {number}, this one knows {SCHEMA})"
+        raise SchemaError(msg, "update autoconv, or name another file in AUTOCONV_DATABASE")
     return number
 
 

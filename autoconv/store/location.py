@@ -20,6 +20,6 @@ def default_path() -> Path:
     except RuntimeError:  # as its newer versions have it
         folder = Path()
     if not folder.is_absolute():  # else it begins with `~`, which would be made in the working folder
-        msg = "there is no home folder for autoconv.db: name a file in AUTOCONV_DATABASE"
-        raise StoreError(msg)
+        msg = "there is no home folder for autoconv.db"
+        raise StoreError(msg, "name a file in AUTOCONV_DATABASE")
     return folder / "autoconv.db"

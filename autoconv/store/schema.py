@@ -24,6 +24,9 @@ _FIFTH = (*_THIRD, "networks")
 OURS: dict[int, tuple[str, ...]] = {1: _FIRST, 2: _SECOND, 3: _THIRD, 4: _THIRD, 5: _FIFTH}
 """Names of the tables and indices of each schema; what else there is, views for people too, is not used."""
 
+MOVE_AWAY = "move the file away and a new one is begun"
+"""What to do with a database of ours that is damaged."""
+
 DIGESTS: dict[int, str] = {
     1: "a565cc1bf3e870f4b61023d9bacec66e85f4b93aaa7872a0970cc6377e8b06e8",
     2: "df2d579278b3d85b118351f33dbe68d9c2c0f7f64b47a71d346c3b6c5284a1c5",
@@ -53,5 +56,5 @@ def check_schema(connection: sqlite3.Connection, file: Path, schema: int) -> Non
     (triggers,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'trigger'").fetchone()
     if triggers or digest(connection, schema) != DIGESTS[schema]:
         what = "it has triggers" if triggers else "its tables are not those of this library"
-        msg = f"{file} was changed by somebody else, {what}: move the file away and a new one is begun"
-        raise DamagedError(msg)
+        msg = f"{file} was changed by somebody else, {what}"
+        raise DamagedError(msg, MOVE_AWAY)

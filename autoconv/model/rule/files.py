@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoconv import plain_file
 from autoconv.errors import RuleError
 from autoconv.model.rule import metal
 from autoconv.model.rule.benchmark import benchmark_source
@@ -67,7 +68,7 @@ def write(cases: Sequence[Case], backend: str, out: Path, *, leaves: int = LEAVE
             raise RuleError(msg)
     for path, text in texts.items():
         try:
-            path.write_text(text, encoding="utf-8")
+            plain_file.write(path, text.encode())
         except OSError as error:
             msg = f"cannot write {path}: {error.strerror}"
             raise RuleError(msg) from error

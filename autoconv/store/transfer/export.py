@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autoconv import plain_file
 from autoconv.errors import StoreError
 from autoconv.store import rows
 from autoconv.store.connection import APPLICATION_ID, SCHEMA, connect, failure, schema_of
@@ -111,9 +111,17 @@ def export(
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise failure("export", source, error) from error
             if not exported.records and not selection.is_everything:
-                msg = f"nothing in {source} is selected: {target.name} is not written"
+                msg = f"nothing in {source} is selected: {selection.lacking(_environments(connection))}"
                 raise StoreError(msg)
     return exported
+
+
+def _environments(connection: sqlite3.Connection) -> Iterator[tuple[str, Mapping[str, object] | None]]:
+    """Ids of the environments that something was measured in, with their identities."""
+    query = "SELECT key, identity, circumstances FROM environments WHERE id IN (SELECT environment FROM runs)"
+    for key, *texts in connection.execute(query):
+        pair = rows.environment_of(*texts) if texts[0] is not None else None
+        yield str(key), pair and pair[0]
 
 
 def _check_target(source: Path, target: Path, *, force: bool) -> None:
@@ -127,37 +135,23 @@ def _check_target(source: Path, target: Path, *, force: bool) -> None:
         raise StoreError(msg)
     for suffix in ("-wal", "-journal"):
         # SQLite would take it for the new file's, and break it.
-        if Path(f"{target}{suffix}").exists():
+        if Path(f"{os.path.realpath(target)}{suffix}").exists():
             msg = f"{target} is a database in use ({target.name}{suffix} lies beside it): name another file"
             raise StoreError(msg)
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A new empty file beside the target: it takes its place when the block ends, or goes if it raises."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    """As `plain_file.replacing`, for others to read.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     try:
-        # Not mkstemp: an export is for others to read, so it gets the modes that the umask leaves.
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        try:
+        with plain_file.replacing(target) as temporary:
             yield temporary
-            _sync(temporary)
-            os.replace(temporary, target)
-        except BaseException:
-            for suffix in ("", "-journal"):
-                with suppress(FileNotFoundError):
-                    os.unlink(f"{temporary}{suffix}")
-            raise
     except OSError as error:
         raise failure("write", target, error) from error
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _copy(connection: sqlite3.Connection, out: Path, selection: Selection, browsable: bool) -> Exported:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from autoconv.errors import StoreError
 from autoconv.record import Record
 from autoconv.store import rows
-from autoconv.store.connection import failure
+from autoconv.store.connection import check_kind, failure
 from autoconv.store.contract import Qualification
 from autoconv.store.sqlite import SqliteStore
 from autoconv.store.tables import Tables
@@ -108,6 +108,7 @@ def import_file(
         read_database if suffix in SQLITE_SUFFIXES else entries.read_table if suffix == ".csv" else entries.read_lines
     )
     try:
+        check_kind(source, "read")
         digest = _sha256(source)
         # Before the database is opened, so that a file that cannot be read at all creates none.
         found = read(source)
