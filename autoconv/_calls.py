@@ -27,6 +27,9 @@ from autoconv.settings import Policy, Settings
 
 Stream: TypeAlias = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
 
+IMPORTED = time.perf_counter()
+"""When this library was imported: the process is about as old."""
+
 RETRY_S = 1.0
 """How long a native choice for want of time is kept before the shape is looked at again; twice as long each time."""
 

@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from autoconv import _calls, device_lock, environment
 from autoconv import decision as decisions
-from autoconv import device_lock, environment
 from autoconv._backend import mx
-from autoconv._born import IMPORTED
 from autoconv.algorithms import Algorithm, Candidate, algorithms, find
 from autoconv.counsellor import Counsellor
 from autoconv.decision import Decision, Source
@@ -411,7 +410,7 @@ def dispatcher() -> Dispatcher:
     global _dispatcher  # noqa: PLW0603 - the one place where the process's dispatcher is kept
     with _making:
         if _dispatcher is None:
-            _dispatcher = Dispatcher(born=IMPORTED)
+            _dispatcher = Dispatcher(born=_calls.IMPORTED)
             atexit.register(_dispatcher.settle)
         return _dispatcher
 

@@ -1,7 +1,8 @@
-"""Ctrl-C: how the command ends then; imports next to nothing, so that it is heard from the first moment on."""
+"""Ctrl-C: how the command ends then; imports next to nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 INTERRUPTED = 130
@@ -13,10 +14,8 @@ STDERR = 2
 
 def heard() -> int:
     """Tell in a line that it ends, once Ctrl-C was caught; the exit code to end with."""
-    try:  # noqa: SIM105 - `contextlib` is not imported for this
+    with contextlib.suppress(OSError):  # it may be closed
         os.write(STDERR, b"autoconv: interrupted\n")
-    except OSError:  # it may be closed
-        pass
     # Where it was caught outside of an `exec` that it had ended, Python would die of the signal at its exit after all.
     exec("")
     return INTERRUPTED
