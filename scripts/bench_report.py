@@ -45,6 +45,17 @@ SCROLL = """async () => {
 }"""
 """Scrolls to each figure and waits until it is drawn and painted: what each took, and the page's age at the end."""
 
+FILTER = """async () => {
+    const select = document.querySelector("#filters [name=winner]");
+    const start = performance.now();
+    select.value = select.options[1].value;
+    select.dispatchEvent(new Event("change"));
+    while (!("ready" in document.documentElement.dataset)) await new Promise((done) => setTimeout(done, 5));
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
+    return performance.now() - start;
+}"""
+"""Selects what one algorithm wins and waits until the page is drawn anew."""
+
 
 def _named(problem: Problem, records: Sequence[Record]) -> list[Record]:
     """The records with names of candidates that apply: what does not is looked up at length, and left out."""
@@ -61,7 +72,10 @@ def _named(problem: Problem, records: Sequence[Record]) -> list[Record]:
 @click.option("--most-first", default=5.0, show_default=True, help="Seconds from opening to all that is in sight.")
 @click.option("--most-draw", default=8.0, show_default=True, help="Seconds from opening to the last figure.")
 def main(problems: int, most_write: float, most_first: float, most_draw: float) -> None:
-    """Print the page's size, and what writing and drawing it take; exit code 1 where that is too long."""
+    """Print the page's size, and what writing, drawing and filtering it take.
+
+    Exit code 1 where that is too long, or the page has an error.
+    """
     with tempfile.TemporaryDirectory() as folder:
         database, out = Path(folder) / "autoconv.db", Path(folder) / "report.html"
         with closing(open_store(database)) as store:
@@ -75,13 +89,25 @@ def main(problems: int, most_write: float, most_first: float, most_draw: float) 
             f"{found.problems} problems, {found.candidates} results: {found.size / 1e6:.1f} MB in {written:.1f} s"
         )
         executable, first, drawn = program(), 0.0, 0.0
+        errors: list[str] = []
         if executable is None:
             click.echo("no browser here: drawing is not timed")
         else:
             with launched(executable) as browser:
-                first, drawn = _drawn(show(new_page(browser), out))
-    if written > most_write or first > most_first or drawn > most_draw:
+                page = new_page(browser)
+                page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+                page.on("pageerror", lambda error: errors.append(str(error)))
+                first, drawn = _drawn(show(page, out))
+                _filter(page)
+            click.echo("\n".join(errors) or "no error on its console")
+    if written > most_write or first > most_first or drawn > most_draw or errors:
         raise click.exceptions.Exit(1)
+
+
+def _filter(page: Page) -> None:
+    """Choose what one algorithm wins: what that takes until all in sight is drawn anew, and how many are left."""
+    took = page.evaluate(FILTER)
+    click.echo(f"filtered in {took / 1e3:.1f} s: {page.inner_text('#count')}")
 
 
 def _drawn(page: Page) -> tuple[float, float]:
