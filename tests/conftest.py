@@ -6,7 +6,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import browser as browsers
 import mlx.core as mx
 import pytest
 from hypothesis import settings
@@ -20,6 +22,9 @@ from autoconv.model.learning import learn
 from autoconv.store import open_store, shipped
 from autoconv.sweep import power
 from autoconv.tuning.qualification import Qualifier
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 settings.register_profile("autoconv", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("autoconv")
@@ -35,6 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in absent.items():
             if reason and item.get_closest_marker(marker):  # a case may be called so too
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real browser, for the tests of one file: others fork."""
+    program = browsers.program()
+    if program is None:
+        pytest.skip("no Chromium or Chrome here: scripts/_browser.sh installs one")
+    with browsers.launched(program) as launched:
+        yield launched
 
 
 @pytest.fixture(autouse=True)

@@ -25,9 +25,6 @@ from autoconv.store import Selection, open_store, shipped
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-PROGRAM = browsers.program()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium or Chrome here: scripts/_browser.sh installs one")
-
 GPU = Environment({"backend": "cuda", "device": "a GPU", "architecture": "sm_90", "mlx": "1.2.3"}, {})
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -66,13 +63,6 @@ def written(folder: Path, *measured: tuple[Problem, list[Record]]) -> Report:
         store.name_network(OWN, {FIRST: 1, MIDDLE: 1})
         store.name_network(OTHER, {MIDDLE: 1, LAST: 9})
     return write(folder / "report.html", settings.from_environment({}), Selection(), None, [database])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert PROGRAM is not None
-    with browsers.launched(PROGRAM) as launched:
-        yield launched
 
 
 @pytest.fixture(scope="module")

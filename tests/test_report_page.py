@@ -29,9 +29,6 @@ from autoconv.sweep import packaged_workloads, read_workload
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-PROGRAM = browsers.program()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium or Chrome here: scripts/_browser.sh installs one")
-
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'><b>bold</b>"
 GPU = Environment(
     {"backend": "cuda", "device": f"GPU {HOSTILE}", "architecture": "sm_90", "mlx": "1.2.3"},
@@ -61,13 +58,6 @@ def rows(problem: Problem, best: str, us: float, **fields: Any) -> list[Record]:
         best_one,
         Record(problem.key, GPU.id, "im2col", 1, "axes=dhw", Status.FAILED, detail=HOSTILE, **made),
     ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert PROGRAM is not None
-    with browsers.launched(PROGRAM) as launched:
-        yield launched
 
 
 @pytest.fixture(scope="module")

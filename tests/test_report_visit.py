@@ -21,9 +21,6 @@ from autoconv.store import Selection, open_store, shipped
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-PROGRAM = browsers.program()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium or Chrome here: scripts/_browser.sh installs one")
-
 HERE = environment.of(mx.default_device())
 TIMES = "\N{MULTIPLICATION SIGN}"
 MINE = "matrix_x3d.py"
@@ -66,13 +63,6 @@ def write_report(folder: Path, own: list[Problem], came: list[Problem]) -> Path:
             folder / "report.html", settings.from_environment({"AUTOCONV_DATABASE": str(database)}), Selection(), HERE
         )
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert PROGRAM is not None
-    with browsers.launched(PROGRAM) as launched:
-        yield launched
 
 
 @pytest.fixture(scope="module")
