@@ -30,7 +30,7 @@ except BackendMissingError as missing:  # whoever asks for these is told; the co
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            raise _missing
+            raise BackendMissingError(_missing.found, _missing.advice)
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg, name=name)
 

@@ -386,8 +386,8 @@ class Dispatcher:
         return self._stores.get(settings, strict=strict)
 
     @property
-    def noted(self) -> int:
-        """How many problems calls noted for a sweep, and did not time since."""
+    def noted(self) -> set[Problem]:
+        """The problems that calls noted for a sweep, and did not time since."""
         return self._stores.noted
 
     def name_network(self, name: str, calls: Mapping[Problem, int], settings: Settings) -> None:

@@ -169,7 +169,8 @@ class OpenStores:
                 self._put_off(place)
             else:
                 # What has records is pending no longer, and may be noted anew.
-                self._noted -= {(store, record.environment, problem) for record in records}
+                with self._lock:
+                    self._noted -= {(store, record.environment, problem) for record in records}
                 if place.backlog:
                     self._pay(place)
                 return
@@ -181,7 +182,8 @@ class OpenStores:
         key = (store, where.id, problem)
         if store.readonly or key in self._noted:
             return
-        self._noted.add(key)
+        with self._lock:
+            self._noted.add(key)
 
         def write(store: Store) -> None:
             store.add_environment(where.id, dict(where.identity), dict(where.circumstances))
@@ -196,9 +198,10 @@ class OpenStores:
             self._put_off(place)
 
     @property
-    def noted(self) -> int:
-        """How many problems this process noted, and did not time since."""
-        return len({problem for store, _, problem in self._noted if not isinstance(store, MemoryStore)})
+    def noted(self) -> set[Problem]:
+        """The problems that this process noted, and did not time since."""
+        with self._lock:
+            return {problem for store, _, problem in self._noted if not isinstance(store, MemoryStore)}
 
     def name_network(self, settings: Settings, name: str, calls: Mapping[Problem, int]) -> None:
         """Keep how often a network makes each problem, in the store of these settings; a warning where that fails, as

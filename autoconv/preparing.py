@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -169,8 +169,7 @@ def _tune(notes: _Notes, end: float, title: str) -> Preparation:
     finally:
         _calls.forget()  # decisions made before may be others now
         if title:
-            for (settings, _), counts in groups:
-                dispatcher().name_network(title, counts, settings)
+            _name(title, notes, dispatcher())
     endings = Counter(outcome.ending for outcome in outcomes)
     failed = [outcome for outcome in outcomes if outcome.failed]
     return Preparation(
@@ -181,6 +180,17 @@ def _tune(notes: _Notes, end: float, title: str) -> Preparation:
         shapes - len(outcomes),
         tuple(f"{outcome.layer.problem}: {outcome.why}" for outcome in failed),
     )
+
+
+def _name(title: str, notes: _Notes, to: Dispatcher) -> None:
+    """Keep what was met under a title, all settings and devices of a database together."""
+    settings_of: dict[object, Settings] = {}
+    met: defaultdict[object, Counter[Problem]] = defaultdict(Counter)
+    for (settings, _), counts in notes.counts.items():
+        settings_of[settings.database] = settings
+        met[settings.database] += counts
+    for database, counts in met.items():
+        to.name_network(title, counts, settings_of[database])
 
 
 class _Uncompiled:

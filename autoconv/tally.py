@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from autoconv._backend import mx
@@ -74,56 +74,70 @@ class Tally:
     @property
     def shapes(self) -> int:
         """How many different convolutions were decided."""
-        return len(self._sources)
+        return len(self._decided())
 
     @property
     def calls(self) -> Counter[Problem]:
         """How often each convolution and gradient was called so far."""
-        with self._lock:
-            entries = list(self._entries.values())
         found: Counter[Problem] = Counter()
-        for entry in entries:
+        for entry in self._called():
             found[entry.problem] += count_of(entry.calls)
         return found
 
     @property
     def undecided(self) -> int:
         """How many of these run native because nothing is known of them."""
-        return sum(source is Source.NATIVE for source in self._sources.values())
+        return sum(source is Source.NATIVE for source in self._decided())
 
     @property
     def gain_s(self) -> float:
         """Seconds that the calls so far gained over native by what was measured of both."""
-        return sum(count_of(e.calls) * e.saved_us for e in self._entries.values() if e.saved_us is not None) / 1e6
+        return sum(count_of(e.calls) * e.saved_us for e in self._called() if e.saved_us is not None) / 1e6
 
     @property
     def unmeasured(self) -> int:
         """How many convolutions and gradients, called, are not in `gain_s`, as a time of theirs is not known."""
-        return sum(e.saved_us is None and count_of(e.calls) > 0 for e in self._entries.values())
+        return sum(e.saved_us is None and count_of(e.calls) > 0 for e in self._called())
 
-    def line(self, calls: int, tuned_s: float, noted: int = 0) -> str:
+    def _decided(self) -> list[Source]:
+        """Where the decision on each convolution came from."""
+        with self._lock:
+            return list(self._sources.values())
+
+    def _called(self) -> list[_Entry]:
+        """What was chosen, for convolutions and gradients."""
+        with self._lock:
+            return list(self._entries.values())
+
+    def line(self, calls: int, tuned_s: float, noted: Collection[Problem] = ()) -> str:
         """What happened, and what comes next, for people.
 
         Args:
             calls: Calls of 3D convolutions, those of native and those that MLX refused among them.
             tuned_s: Seconds that they took for timing.
-            noted: How many shapes and gradients they noted to be timed by a sweep.
+            noted: The convolutions and gradients that they noted to be timed by a sweep.
         """
         if not calls:
             return NOTHING
         if not self.shapes:  # the policy is off, or MLX refused them all
             return f"{_some(calls, 'conv3d call')}, all left to MLX"
         parts = [_some(calls, "conv3d call"), _some(self.shapes, "shape")]
-        if self.undecided > noted:
-            parts[-1] += f" ({self.undecided - noted} never timed)"
-        next_step = f"`autoconv sweep --pending` times {'it' if noted == 1 else 'them'}"
-        if noted == self.shapes == self.undecided and not tuned_s:  # as in a first run under `record`
+        shapes = sum(problem.kind is Kind.FORWARD for problem in noted)
+        gradients = len(noted) - shapes
+        if self.undecided > shapes:
+            parts[-1] += f" ({self.undecided - shapes} never timed)"
+        next_step = f"`autoconv sweep --pending` times {'it' if len(noted) == 1 else 'them'}"
+        if shapes == self.shapes == self.undecided and not tuned_s:  # as in a first run under `record`
+            if gradients:
+                parts[-1] += f" and {_some(gradients, 'gradient')}"
             return f"{', '.join(parts)} noted: {next_step}"
         parts += [f"{_time(tuned_s)} tuning", f"estimated gain {_time(self.gain_s)}"]
         if self.unmeasured:
             parts[-1] += f" ({_some(self.unmeasured, 'shape')} not counted: no times to compare)"
         if noted:
-            parts[-1] += f"; {_some(noted, 'shape')} noted: {next_step}"
+            both = {"shape": shapes, "gradient": gradients}
+            what = " and ".join(_some(count, name) for name, count in both.items() if count)
+            parts[-1] += f"; {what} noted: {next_step}"
         return ", ".join(parts)
 
 

@@ -433,7 +433,7 @@ def test_a_missing_backend_names_the_extra(tmp_path: Path) -> None:
     (tmp_path / "mlx").mkdir()
     (tmp_path / "mlx" / "__init__.py").touch()
     (tmp_path / "mlx" / "core.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import autoconv"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from autoconv import conv3d"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "BackendMissingError" in done.stderr

@@ -117,6 +117,19 @@ def test_what_it_makes_is_kept_under_its_name(qualified: Path, made: str) -> Non
         assert {name: sum(calls.values()) for name, calls in store.networks().items()} == expected
 
 
+@pytest.mark.usefixtures("asked")
+def test_what_is_met_under_several_settings_counts_together(qualified: Path) -> None:
+    def function(x: mx.array) -> mx.array:
+        for accuracy in ("native", "native", "strict"):
+            with autoconv.using(accuracy=accuracy):
+                x = autoconv.conv3d(x, W, padding=1)
+        return x
+
+    autoconv.prepare(function, X)
+    with closing(open_store(qualified, readonly=True)) as store:
+        assert store.networks() == {"function": {Problem.parse(X.shape, W.shape, padding=1): 3}}
+
+
 def test_models_and_their_layers(asked: list[Problem]) -> None:
     model = layers.Sequential(
         layers.Conv3d(4, 8, 3),

@@ -163,6 +163,16 @@ def test_an_option_drops_what_it_says_beside_that(
     assert is_sound(file)
 
 
+def test_a_size_that_cannot_be_met_is_refused_before_anything_goes(file: Path) -> None:
+    before = file.read_bytes()
+    for options in ((), ("--dry-run",)):
+        found = prune(file, "--size", "10KB", "--yes", *options)
+        assert found.exit_code == 1
+        assert "cannot be as small as 0.01 MB" in found.stderr
+        assert "nothing was dropped" in found.stderr
+    assert file.read_bytes() == before
+
+
 def test_a_file_is_no_larger_than_the_size_that_is_asked_for_and_keeps_what_is_here_and_newest(
     file: Path, here: str
 ) -> None:
@@ -358,6 +368,7 @@ def test_ctrl_c_is_heard_amid_sqlite_s_own_loops_and_leaves_the_file_whole(
             heard.append(during)
             os.kill(os.getpid(), signal.SIGINT)
 
+    sqlite3.enable_callback_tracebacks(False)  # which Datasette, in other tests, has on for the whole process
     with monkeypatch.context() as patched:
         patched.setattr(removal, during, noted)
         patched.setattr(removal, "_STEPS", 100)

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[Sequence[str], int | None, str]] = {
     "explain": (SHAPES, 0, "native, from database"),
     "export": (["out.jsonl"], 0, "out.jsonl: 1 record of 1 environment"),
     "import": (["in.jsonl"], 0, "in.jsonl: 1 record added"),
+    "prune": (["--dry-run"], 0, "w.db: .* nothing is changed"),
     "report": (["out.html"], 0, "1 problem of 1 environment"),
     "sweep": (["--pending"], 0, "nothing to time"),
     "train": ([], 1, "150 are the least to learn from"),

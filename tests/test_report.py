@@ -379,6 +379,9 @@ def test_the_command_narrows_by_network_and_device(own: Path, tmp_path: Path) ->
         store.name_network("Mine.py", {PROBLEM: 1})
     assert problems("--network", "mine.py") == 1
     assert problems("--network", "mine.py", "--network", "svd_unet") == 2
+    with closing(open_store(own)) as store:
+        store.name_network("svd_unet", {PROBLEM: 1})  # as one of the package's: that is meant as well
+    assert problems("--network", "svd_unet") == 2
     assert problems("--device", "A gpu") == 1
 
 

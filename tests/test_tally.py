@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autoconv._backend import mx
@@ -93,12 +95,27 @@ def test_what_was_noted_is_said_with_what_times_it() -> None:
     tally = Tally()
     nothing_known = Decision(NATIVE, Source.NATIVE, None, "")
     tally.counted(first, PROBLEM, nothing_known)
-    assert tally.line(3, 0.0, 1) == "3 conv3d calls, 1 shape noted: `autoconv sweep --pending` times it"
+    assert tally.line(3, 0.0, {PROBLEM}) == "3 conv3d calls, 1 shape noted: `autoconv sweep --pending` times it"
     tally.counted(first, OTHER, nothing_known)
-    assert tally.line(3, 0.0, 2) == "3 conv3d calls, 2 shapes noted: `autoconv sweep --pending` times them"
-    assert tally.line(3, 0.5, 1) == (
+    assert (
+        tally.line(3, 0.0, {PROBLEM, OTHER}) == "3 conv3d calls, 2 shapes noted: `autoconv sweep --pending` times them"
+    )
+    assert tally.line(3, 0.5, {OTHER}) == (
         "3 conv3d calls, 2 shapes (1 never timed), 500 ms tuning, estimated gain 0.0 s; "
         "1 shape noted: `autoconv sweep --pending` times it"
+    )
+
+
+def test_gradients_that_were_noted_are_no_shapes() -> None:
+    tally = Tally()
+    tally.counted(first, PROBLEM, Decision(NATIVE, Source.NATIVE, None, ""))
+    both = {replace(PROBLEM, kind=kind) for kind in Kind}
+    assert tally.line(3, 0.0, both) == (
+        "3 conv3d calls, 1 shape and 2 gradients noted: `autoconv sweep --pending` times them"
+    )
+    assert tally.line(3, 0.5, both - {PROBLEM}) == (
+        "3 conv3d calls, 1 shape (1 never timed), 500 ms tuning, estimated gain 0.0 s; "
+        "2 gradients noted: `autoconv sweep --pending` times them"
     )
 
 

@@ -49,15 +49,14 @@ def network_problems(networks: Sequence[str], databases: Sequence[Path] = ()) ->
     packaged, problems = packaged_workloads(), []
     own = _known_to(databases)
     for name in networks:
-        if name.casefold() in own:
-            problems += own[name.casefold()]
-            continue
+        mine = own.get(name.casefold(), [])
+        problems += mine
         if name in packaged or Path(name).suffix.lower() == ".csv":
             found = read_workload(packaged.get(name, Path(name)))
         else:
             layers = (layer for path in packaged.values() for layer in read_workload(path))
             found = [layer for layer in layers if layer.network.casefold() == name.casefold()]
-        if not found:
+        if not found and not mine:
             msg = f"no network is named {name}: name a CSV file, or one of {', '.join([*own, *packaged])}"
             raise click.ClickException(msg)
         problems += [layer.problem for layer in found]

@@ -68,15 +68,18 @@ def explain(
     Lists every candidate's time, error and memory.
     """
     from autoconv import ops, settings
+    from autoconv._arguments import kind_of, problem_of
     from autoconv.report.console import console
 
     changes = {"accuracy": accuracy, "memory_limit": memory_limit, "database": database}
     chosen: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-    settings.current()  # what is wrong with a variable is no fault of the arguments
+    now = settings.current()  # what is wrong with a variable is no fault of the arguments
     try:
-        found = ops.explain(input_shape, weight_shape, **arguments, **chosen)
+        settings.with_changes(now, chosen)
+        problem_of(input_shape, weight_shape, **{**arguments, "kind": kind_of(arguments["kind"])})
     except (ValueError, TypeError) as error:
         raise click.UsageError(printable(" ".join(str(error).split()))) from error
+    found = ops.explain(input_shape, weight_shape, **arguments, **chosen)
     if as_json:
         click.echo(found.to_json(indent=2))
     else:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +112,10 @@ def _prune(path: Path, wish: Wish, *, dry_run: bool, yes: bool, as_json: bool) -
         plan, names = _planned(store, wish, tell)
         if dry_run:
             done = _Done(before, plan.bytes_left)
+    if wish.most_bytes is not None and plan.bytes_left > wish.most_bytes:
+        least = f"what must stay takes about {plan.bytes_left / 1e6:.2f} MB"
+        msg = f"{path} cannot be as small as {wish.most_bytes / 1e6:.2f} MB: {least}; nothing was dropped"
+        raise click.ClickException(printable(msg))
     if dry_run:
         _print(path, plan, names, done, as_json=as_json, dry=True)
         return
@@ -234,5 +238,7 @@ def _as_dict(path: Path, plan: Plan, done: _Done, *, dry: bool) -> dict[str, Any
 
 def _size(path: Path) -> int:
     """Bytes of a database and of what waits beside it to be written to it."""
-    beside = Path(f"{path}-wal")
-    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+    size = path.stat().st_size
+    with suppress(FileNotFoundError):  # who closes it last takes it away
+        size += Path(f"{path}-wal").stat().st_size
+    return size

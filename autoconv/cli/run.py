@@ -6,11 +6,17 @@ import atexit
 import contextlib
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from autoconv.cli._common import Command, Handover
 from autoconv.settings import Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from autoconv.problem import Problem
 
 
 class _ProgramCommand(Command):
@@ -90,12 +96,12 @@ def _patch_and_tell(title: str) -> None:
     atexit.register(tell)
 
 
-def _timed_and_noted() -> tuple[float, int]:
-    """Seconds that calls took for timing, and how many shapes they noted for a sweep; none where nothing was ever
+def _timed_and_noted() -> tuple[float, Collection[Problem]]:
+    """Seconds that calls took for timing, and what they noted for a sweep; none where nothing was ever
     decided, without importing what that takes.
     """
     if "autoconv.dispatch" not in sys.modules:
-        return 0.0, 0
+        return 0.0, ()
     from autoconv.dispatch import dispatcher
 
     return dispatcher().tuned_s, dispatcher().noted

@@ -107,7 +107,11 @@ def _database(chosen: Settings, where: Environment) -> tuple[list[Finding], Qual
     found = f"{path}, {state.bytes / 1e6:.1f} MB: {counted(problems, 'problem')} measured here, {pending} pending"
     found += f", {counted(others, 'other environment')}" if others else ""
     values = {"bytes": state.bytes, "problems": problems, "pending": pending, "other_environments": others}
-    advice = f"{idle:.0%} of it decides nothing: autoconv prune makes it smaller" if idle >= MUCH else ""
+    advice = (
+        f"{idle:.0%} of it is empty or of older versions of algorithms: autoconv prune makes it smaller"
+        if idle >= MUCH
+        else ""
+    )
     return [Finding("database", found, advice, values), told, *_first_run(known)], known
 
 

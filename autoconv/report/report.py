@@ -141,10 +141,13 @@ def _opened(
         StoreError: one cannot be read.
     """
     with ExitStack() as stack:
+        names: Counter[str] = Counter()
 
         def opened(path: Path, kind: str) -> tuple[Origin, Store]:
             store = stack.enter_context(closing(open_store(path, readonly=True)))
-            return Origin(path.name, kind, imported_files(path)), store
+            names[path.name] += 1
+            name = path.name if names[path.name] == 1 else f"{path.name} ({names[path.name]})"
+            return Origin(name, kind, imported_files(path)), store
 
         if databases:
             yield [opened(path, "file") for path in databases], {}

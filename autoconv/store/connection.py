@@ -254,7 +254,9 @@ def _checked(connection: sqlite3.Connection, file: Path) -> sqlite3.Connection:
             if not number:
                 raise EmptyError(f"{file} is empty", "nothing was measured yet; autoconv sweep begins it")
             msg = f"{file} has schema {number}, older than {READABLE}"
-            raise SchemaError(msg, "autoconv sweep --pending brings it up to date")
+            raise SchemaError(
+                msg, "autoconv sweep --pending brings it up to date, with --database where it is not your own"
+            )
         check_schema(connection, file, number)
     except BaseException:
         connection.close()

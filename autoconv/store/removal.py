@@ -1,7 +1,7 @@
 """Removal: how a database's rows are taken away, and its file made smaller. `prune` alone does so.
 
 Candidates and origins are never removed, since every open connection keeps the numbers that it has seen. Nor is a row
-that cannot be understood, which a newer version may have written.
+that cannot be understood, which a newer version may have written, but with its environment.
 """
 
 from __future__ import annotations

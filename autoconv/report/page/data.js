@@ -118,6 +118,6 @@ function commandOf(data, i) {
   add("dtype", data.dtypes[data.problems.dtype[i]], "float32");
   add("kind", data.kinds[data.problems.kind[i]], "forward");
   const source = data.sources[data.problems.source[i]];
-  if (source.kind === "file") parts.push(`--database ${quoted(source.name)}`);
+  if (source.kind === "file") parts.push(`--database ${quoted(source.name.replace(/ \(\d+\)$/, ""))}`); // of two of a name the second is "m.db (2)"
   return parts.join(" ");
 }
