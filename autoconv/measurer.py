@@ -18,11 +18,11 @@ from typing import Protocol
 from autoconv import environment
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, candidates
+from autoconv.backoff import Backoff
 from autoconv.decision import NATIVE
 from autoconv.environment import Environment
 from autoconv.errors import AutoconvError, DeviceLostError, StoreError, TuningError
 from autoconv.notes import RACE, STRIKES, ended_processes, noted, race_noted
-from autoconv.open_stores import MAX_RETRY_S, RETRY_S
 from autoconv.problem import Kind, Problem
 from autoconv.record import Record
 from autoconv.settings import Settings
@@ -39,11 +39,10 @@ _log = logging.getLogger("autoconv")
 
 @dataclass(frozen=True)
 class _PutOff:
-    """A first run that is put off: why, for how long, and until when no call tries it again."""
+    """A first run that is put off: why, and until when no call tries it again."""
 
     why: str
-    wait_s: float
-    until: float
+    backoff: Backoff
 
 
 class Benches(Protocol):
@@ -207,7 +206,7 @@ class Measurer:
             return known
         key = _key(where, gradients)
         before = self._put_off.get(key)
-        if before is not None and not strict and self._clock() < before.until:
+        if before is not None and not strict and not before.backoff.is_over(self._clock()):
             raise TuningError(before.why)
         qualifier = self._qualifiers.get(key)
         if qualifier is None:
@@ -226,8 +225,8 @@ class Measurer:
             if key not in self._logged:
                 self._logged.add(key)
                 _log.warning("%s: %s", where, why)
-            wait_s = min(MAX_RETRY_S, 2 * before.wait_s if before is not None else RETRY_S)
-            self._put_off[key] = _PutOff(why, wait_s, self._clock() + wait_s)
+            backoff = before.backoff if before is not None else Backoff()
+            self._put_off[key] = _PutOff(why, backoff.failed(self._clock()))
             raise TuningError(why)
         self._put_off.pop(key, None)
         if done is None:

@@ -21,13 +21,13 @@ import autoconv
 from autoconv import environment, measurer, settings
 from autoconv._backend import mx
 from autoconv.algorithms import Candidate, algorithms
+from autoconv.backoff import MAX_RETRY_S
 from autoconv.cli import main
 from autoconv.decision import Decision, Source
 from autoconv.dispatch import Dispatcher
 from autoconv.errors import AutoconvWarning, DeviceLostError, StoreError, TuningError
 from autoconv.knowledge import Knowledge
 from autoconv.model.advisers import ceilings_of
-from autoconv.open_stores import MAX_RETRY_S
 from autoconv.problem import Kind, Problem
 from autoconv.record import Status
 from autoconv.report.gathering import _Passed as Passed
