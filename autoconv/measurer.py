@@ -18,18 +18,18 @@ from typing import Protocol
 from autoconv import environment
 from autoconv._backend import mx
 from autoconv.algorithms import Algorithm, Candidate, candidates
+from autoconv.backoff import Backoff
 from autoconv.decision import NATIVE
 from autoconv.environment import Environment
 from autoconv.errors import AutoconvError, DeviceLostError, StoreError, TuningError
 from autoconv.notes import RACE, STRIKES, ended_processes, noted, race_noted
-from autoconv.open_stores import MAX_RETRY_S, RETRY_S
 from autoconv.problem import Kind, Problem
 from autoconv.record import Record
 from autoconv.settings import Settings
 from autoconv.store import Qualification, Store
-from autoconv.tuning.bench import Bench, Clock, is_momentary
+from autoconv.tuning.bench import Bench, Clock
 from autoconv.tuning.operands import MADE_BYTES, MIN_PART
-from autoconv.tuning.qualification import Qualifier, fingerprint, first_run, tells
+from autoconv.tuning.qualification import Qualifier, fingerprint, first_run, said_of, tells
 from autoconv.tuning.reference import reference_seconds
 from autoconv.tuning.tuner import Plan, tune
 from autoconv.warn import WarnOnce
@@ -39,11 +39,10 @@ _log = logging.getLogger("autoconv")
 
 @dataclass(frozen=True)
 class _PutOff:
-    """A first run that is put off: why, for how long, and until when no call tries it again."""
+    """A first run that is put off: why, and until when no call tries it again."""
 
     why: str
-    wait_s: float
-    until: float
+    backoff: Backoff
 
 
 class Benches(Protocol):
@@ -184,8 +183,9 @@ class Measurer:
 
     def put_off(self, where: Environment, *, gradients: bool = False) -> str:
         """Why a device's first run, of convolutions or of gradients, is put off; empty if it is not."""
-        keys = (_key(where, g) for g in {False, gradients})
-        return next((self._put_off[key].why for key in keys if key in self._put_off), "")
+        # One look each: whoever explains holds no lock, and a thread that times may be done with it any moment.
+        found = (self._put_off.get(_key(where, g)) for g in {False, gradients})
+        return next((put_off.why for put_off in found if put_off is not None), "")
 
     def _qualify(
         self,
@@ -206,7 +206,7 @@ class Measurer:
             return known
         key = _key(where, gradients)
         before = self._put_off.get(key)
-        if before is not None and not strict and self._clock() < before.until:
+        if before is not None and not strict and not before.backoff.is_over(self._clock()):
             raise TuningError(before.why)
         qualifier = self._qualifiers.get(key)
         if qualifier is None:
@@ -225,15 +225,15 @@ class Measurer:
             if key not in self._logged:
                 self._logged.add(key)
                 _log.warning("%s: %s", where, why)
-            wait_s = min(MAX_RETRY_S, 2 * before.wait_s if before is not None else RETRY_S)
-            self._put_off[key] = _PutOff(why, wait_s, self._clock() + wait_s)
+            backoff = before.backoff if before is not None else Backoff()
+            self._put_off[key] = _PutOff(why, backoff.failed(self._clock()))
             raise TuningError(why)
         self._put_off.pop(key, None)
         if done is None:
             msg = "the device is not qualified yet"
             raise TuningError(msg)
         for name, why in done.barred.items():
-            self._warn(f"barred {where.id} {name}", _told(name, where, why))
+            self._warn(f"barred {where.id} {name}", said_of(name, where, why))
         self._qualifications[key] = done
         if not store.readonly and tells(done):  # else the next process finds out
             self._unwritten[store, key] = done  # and if it cannot be written now, then at a later measurement
@@ -291,13 +291,6 @@ class Measurer:
         except (RuntimeError, ValueError, MemoryError) as error:
             msg = f"the bench failed: {' '.join(str(error).split())}"
             raise TuningError(msg) from error
-
-
-def _told(name: str, where: Environment, why: str) -> str:
-    """What is said of an algorithm that failed a device's first run."""
-    if name == NATIVE:
-        return f"{name} failed the first run on {where}, and is used where it is verified or nothing else is: {why}"
-    return f"{name} is not used on {where}{' in this process' if is_momentary(why) else ''}: {why}"
 
 
 def _key(where: Environment, gradients: bool) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoconv.backoff import Backoff
 from autoconv.environment import Environment
 from autoconv.errors import StoreError
 from autoconv.mutex import Mutex
@@ -17,11 +18,6 @@ from autoconv.settings import Settings
 from autoconv.store import MemoryStore, MendingStore, Store, default_path, open_store
 from autoconv.store.backlog import Backlog
 from autoconv.warn import WarnOnce
-
-RETRY_S = 1.0
-"""How long what failed is not tried again in a call; twice as long each time."""
-
-MAX_RETRY_S = 60.0
 
 Opener = Callable[[Path, bool], Store]
 """Opens a store from a path and whether it is only read."""
@@ -44,15 +40,13 @@ class Place:
         store: It, or while it cannot be opened a store in memory.
         is_open: Whether it is it.
         backlog: What it could not take yet.
-        retry_at: When what failed is tried again.
-        wait_s: How long after the last time.
+        backoff: Until when no call tries again what failed.
     """
 
     store: Store
     is_open: bool
     backlog: Backlog = field(default_factory=Backlog)
-    retry_at: float = 0.0
-    wait_s: float = 0.0
+    backoff: Backoff = field(default_factory=Backoff)
 
 
 def begun(settings: Settings) -> Path | None:
@@ -93,7 +87,7 @@ class OpenStores:
         key = (settings.database, settings.readonly)
         with self._lock:
             place = self._places.get(key)
-            if place is None or (not place.is_open and (strict or self._clock() >= place.retry_at)):
+            if place is None or (not place.is_open and (strict or place.backoff.is_over(self._clock()))):
                 try:
                     place = self._opened(key, place)
                 except StoreError as error:
@@ -103,7 +97,7 @@ class OpenStores:
                     place = place or Place(MemoryStore(), is_open=False)
                     self._places[key] = place
                     self._put_off(place)
-            if place.backlog and place.is_open and self._clock() >= place.retry_at:
+            if place.backlog and place.is_open and place.backoff.is_over(self._clock()):
                 self._pay(place)
             return place.store
 
@@ -128,11 +122,10 @@ class OpenStores:
                 self._warn("store", str(error))
                 self._put_off(place)
             else:
-                place.wait_s = 0.0
+                place.backoff = Backoff()
 
     def _put_off(self, place: Place) -> None:
-        place.wait_s = min(MAX_RETRY_S, 2 * place.wait_s or RETRY_S)
-        place.retry_at = self._clock() + place.wait_s
+        place.backoff = place.backoff.failed(self._clock())
 
     def is_begun(self, settings: Settings) -> bool:
         """Whether the store of these settings is open, or is a file that exists."""

@@ -136,8 +136,8 @@ def test_on_a_disk_that_is_full_no_database_can_be_begun_and_all_is_written_once
 def test_a_later_call_writes_what_could_not_be_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.parent.chmod(0o500)
     file.chmod(0o400)
-    monkeypatch.setattr("autoconv.open_stores.RETRY_S", 0.0)
-    monkeypatch.setattr("autoconv.open_stores.MAX_RETRY_S", 0.0)
+    monkeypatch.setattr("autoconv.backoff.RETRY_S", 0.0)
+    monkeypatch.setattr("autoconv.backoff.MAX_RETRY_S", 0.0)
     once_measured(monkeypatch, lambda: None)
     assert len(convolve(4).warnings) == 1
     file.chmod(0o600)
@@ -303,7 +303,7 @@ def test_damage_in_a_folder_that_may_only_be_read_is_put_aside_once_it_can_be(
     assert str(file) in convolve(5, 6).only
     assert aside(file) == []
     file.parent.chmod(0o700)
-    monkeypatch.setattr("autoconv.open_stores.RETRY_S", 0.0)
+    monkeypatch.setattr("autoconv.backoff.RETRY_S", 0.0)
     assert "damaged-1" in convolve(7, 8).only
     assert (measured(file, 4), measured(file, 8)) == (1, 1)
 

@@ -21,13 +21,13 @@ import autoconv
 from autoconv import environment, measurer, settings
 from autoconv._backend import mx
 from autoconv.algorithms import Candidate, algorithms
+from autoconv.backoff import MAX_RETRY_S
 from autoconv.cli import main
 from autoconv.decision import Decision, Source
 from autoconv.dispatch import Dispatcher
 from autoconv.errors import AutoconvWarning, DeviceLostError, StoreError, TuningError
 from autoconv.knowledge import Knowledge
 from autoconv.model.advisers import ceilings_of
-from autoconv.open_stores import MAX_RETRY_S
 from autoconv.problem import Kind, Problem
 from autoconv.record import Status
 from autoconv.report.gathering import _Passed as Passed
@@ -63,13 +63,17 @@ MOMENTARY = (
     ValueError("Unable to allocate 1.2 GiB for an array"),
     MemoryError("std::bad_alloc"),
     MemoryError(),
+    type("OutOfMemoryError", (RuntimeError,), {})(),
 )
+FAR = "at " + "/a/very/long/path" * 30 + ": "
 LASTING = (
     RuntimeError("CUDA error 700: an illegal memory access was encountered"),
     RuntimeError(
         "[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum allowed buffer size"
     ),
     ValueError("no such shape"),
+    MemoryError("9 bytes are greater than the maximum allowed buffer size"),
+    MemoryError(f"{FAR}9 bytes are greater than the maximum allowed buffer size"),
 )
 
 
@@ -236,9 +240,11 @@ def test_the_first_run_of_gradients_is_put_off_by_itself(kind: Kind, meet: Meet)
 @pytest.mark.parametrize("error", LASTING, ids=lambda error: str(error)[:30])
 def test_what_any_moment_would_show_bars_as_ever(error: Exception, meet: Meet) -> None:
     store = MemoryStore()
-    with pytest.warns(AutoconvWarning, match="^a is not used on "):
+    with pytest.warns(AutoconvWarning, match="^a is not used on (?!.* in this process: )"):
         assert decide(meet(Card(error, whose=["a"]), store)).candidate == "b"
-    assert set(store.qualifications()[0].barred) == {"a"}
+    known = first_run(store, HERE.id, MARK)
+    assert known is not None
+    assert set(known.barred) == {"a"}
 
 
 # A device that answers wrongly for a while
@@ -363,11 +369,43 @@ def test_it_is_explained_counted_and_logged_once(policy: str, meet: Meet, caplog
     assert PUT_OFF not in made.explanation(OTHER, asked(policy), CPU).decision.reason
 
 
+def test_it_is_explained_though_a_thread_is_done_with_it_meanwhile(meet: Meet, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Emptied(dict[str, object]):
+        """Another thread empties it after each look."""
+
+        def __contains__(self, key: object) -> bool:
+            found = super().__contains__(key)
+            self.clear()
+            return found
+
+        def get(self, key: str, default: object = None) -> object:
+            found = super().get(key, default)
+            self.clear()
+            return found
+
+    made = meet(Card(UNABLE), MemoryStore())
+    decide(made)
+    monkeypatch.setattr(made._measurer, "_put_off", Emptied(made._measurer._put_off))
+    assert PUT_OFF in made.explanation(OTHER, asked(), CPU).decision.reason
+    assert PUT_OFF not in made.explanation(OTHER, asked(), CPU).decision.reason
+
+
 # An algorithm that alone finds no memory
 
 
-def test_who_alone_finds_none_for_long_is_left_out_by_this_process_alone(meet: Meet) -> None:
-    card, store = Card(UNABLE, whose=["a"]), MemoryStore()
+@pytest.mark.parametrize(
+    "error",
+    [
+        *MOMENTARY,
+        RuntimeError(f"{FAR}out of memory"),
+        RuntimeError(f"{FAR}CUDNN_STATUS_ALLOC_FAILED"),
+        MemoryError(FAR),
+        type("NoRoomError", (MemoryError,), {})(),
+    ],
+    ids=lambda error: f"{type(error).__name__} {str(error)[:30]}",
+)
+def test_who_alone_finds_none_for_long_is_left_out_by_this_process_alone(error: Exception, meet: Meet) -> None:
+    card, store = Card(error, whose=["a"]), MemoryStore()
     made = meet(card, store)
     start = card.clock()
     while card.clock() - start < PATIENCE_S:
@@ -409,11 +447,9 @@ def stored(barred: dict[str, str]) -> MemoryStore:
 
 
 @pytest.mark.parametrize("names", [["native", "a", "b"], ["native"], ["a"]], ids=str)
-@pytest.mark.parametrize("error", [e for e in MOMENTARY if str(e)], ids=lambda error: str(error)[:30])
-def test_a_first_run_that_was_kept_of_a_full_device_is_done_anew(
-    error: Exception, names: list[str], meet: Meet
-) -> None:
-    store = stored(dict.fromkeys(names, f"{error}, for {PROBLEMS[0]}"))
+@pytest.mark.parametrize("why", [*(str(e) for e in MOMENTARY if str(e)), "MemoryError: "], ids=lambda why: why[:30])
+def test_a_first_run_that_was_kept_of_a_full_device_is_done_anew(why: str, names: list[str], meet: Meet) -> None:
+    store = stored(dict.fromkeys(names, f"{why}, for {PROBLEMS[0]}"))
     assert first_run(store, HERE.id, MARK) is None
     assert decide(meet(Card(None), store)).candidate == "a"
     (kept,) = store.qualifications()

@@ -664,6 +664,19 @@ def test_a_first_run_is_kept_and_what_it_barred_is_named_once() -> None:
     assert told == [[], [wire.values_of(known[0])]]
 
 
+def test_native_that_failed_a_worker_s_first_run_is_not_said_to_be_unused() -> None:
+    failed = Qualification(HERE.id, fingerprints()[0], barred={"native": "silent zeros"})
+
+    def answer(name: str, where: Environment, request: dict[str, Any]) -> object:
+        return timed(name, where, request) | {"qualifications": [wire.values_of(failed)]}
+
+    store = MemoryStore()
+    with pytest.warns(AutoconvWarning, match="^native failed the first run on .*: silent zeros") as warned:
+        Played(a=answer).sweep([layer(4)], store)
+    assert len(warned) == 1
+    assert store.qualifications() == [failed]
+
+
 def test_a_first_run_of_a_full_device_is_neither_kept_nor_passed_on() -> None:
     full = Qualification(HERE.id, fingerprints()[0], barred={"native": "[malloc] Unable to allocate 99 bytes."})
     told: list[object] = []

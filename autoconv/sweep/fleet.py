@@ -34,7 +34,7 @@ from autoconv.sweep.runner import REORDER, Ending, Outcome, as_known
 from autoconv.sweep.scheduler import Failure, Scheduler, Task, checked_address, connected
 from autoconv.sweep.workload import Layer
 from autoconv.tuning.bench import Clock
-from autoconv.tuning.qualification import fingerprint, first_run, tells
+from autoconv.tuning.qualification import fingerprint, first_run, said_of, tells
 from autoconv.warn import WarnOnce
 
 _log = logging.getLogger("autoconv")
@@ -477,7 +477,7 @@ class _Fleet:
         if tells(qualification) and first_run(self.store, where.id, qualification.fingerprint) is None:
             self.store.qualify(qualification)
             for name, why in qualification.barred.items():
-                self._warn(f"barred {where.id} {name}", f"{name} is not used on {where}: {why}")
+                self._warn(f"barred {where.id} {name}", said_of(name, where, why))
 
     def _add(self, group: _Group, layer: Layer, ending: Ending, found: Decision | None, why: str = "") -> None:
         outcome = Outcome(layer, ending, found, why, group.where.id, str(group.where))

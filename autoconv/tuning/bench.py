@@ -40,12 +40,13 @@ _OUT_OF_MEMORY = (
     "alloc_failed",
     "allocation_failed",
     "bad_alloc",
+    "memoryerror",
     "maximum allowed buffer size",
     "resource limit",
 )
-"""What MLX's allocators and the libraries and drivers under them say when memory runs out."""
+"""What MLX's allocators, Python and the libraries and drivers under them say when memory runs out."""
 
-_NEVER_ENOUGH = "maximum allowed buffer size"
+NEVER_ENOUGH = "maximum allowed buffer size"
 """One array is larger than the device takes at any time: of these alone no later moment is better."""
 
 _UNAVAILABLE = ("not_initialized", "busy or unavailable", "innocentvictim", "backgroundexecutionnotpermitted")
@@ -84,13 +85,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_momentary(error: BaseException | str) -> bool:
-    """Whether an error, or what was written down of one, tells of the moment and nothing of what ran: memory that
-    others held, or a device that took no work.
+    """Whether an error, or what was written down of one by `in_words`, tells of the moment and nothing of what ran:
+    memory that others held, or a device that took no work.
     """
-    text = str(error).lower()
-    if isinstance(error, MemoryError):
-        return True
-    return _NEVER_ENOUGH not in text and any(words in text for words in (*_OUT_OF_MEMORY, *_UNAVAILABLE))
+    text = (error if isinstance(error, str) else in_words(error)).lower()
+    if NEVER_ENOUGH in text:
+        return False
+    return isinstance(error, MemoryError) or any(words in text for words in (*_OUT_OF_MEMORY, *_UNAVAILABLE))
+
+
+def in_words(error: BaseException) -> str:
+    """An error in one line, with its kind, since not every one has a text."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @dataclass

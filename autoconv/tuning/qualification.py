@@ -21,7 +21,17 @@ from autoconv.errors import AutoconvError, DeviceLostError
 from autoconv.problem import ITEM_BYTES, Kind, Problem
 from autoconv.rank_sum import ratio
 from autoconv.store.contract import Qualification, Store
-from autoconv.tuning.bench import FAILURES, RESOLUTION_S, Bench, Clock, DeviceBench, is_momentary, timing_stream
+from autoconv.tuning.bench import (
+    FAILURES,
+    NEVER_ENOUGH,
+    RESOLUTION_S,
+    Bench,
+    Clock,
+    DeviceBench,
+    in_words,
+    is_momentary,
+    timing_stream,
+)
 from autoconv.tuning.tuner import MIN_SAMPLE_S
 from autoconv.tuning.verification import Verdict
 
@@ -56,6 +66,12 @@ PATIENCE_S = 30.0
 """How long an algorithm may find no memory, time and again, while the device is right: it may be that it asks for what
 there never is."""
 
+MAX_WORDS = 200
+"""Characters of an error that are kept."""
+
+SHORT = "the device was short of memory or busy: "
+"""What the reason begins with why an algorithm is barred that failed for what was true of that moment alone."""
+
 Benches = Callable[[Problem, mx.Device], Bench]
 Guard = Callable[[Problem, Candidate], AbstractContextManager[None]]
 
@@ -79,7 +95,7 @@ def tells(known: Qualification) -> bool:
     It is not where it bars one for what was true of that moment: the memory was full, of which a first run that is
     put off tells nothing, but earlier versions kept it, and native was barred with all others.
     """
-    return not any(is_momentary(why) for why in known.barred.values())
+    return not any(_is_of_the_moment(why) for why in known.barred.values())
 
 
 def first_run(store: Store, environment: str, mark: str) -> Qualification | None:
@@ -88,6 +104,13 @@ def first_run(store: Store, environment: str, mark: str) -> Qualification | None
     """
     known = store.qualification(environment, mark)
     return known if known is not None and tells(known) else None
+
+
+def said_of(name: str, where: Environment, why: str) -> str:
+    """What is said of an algorithm that failed a device's first run."""
+    if name == NATIVE:
+        return f"{name} failed the first run on {where}, and is used where it is verified or nothing else is: {why}"
+    return f"{name} is not used on {where}{' in this process' if _is_of_the_moment(why) else ''}: {why}"
 
 
 class _WrongForNowError(MemoryError):
@@ -179,7 +202,7 @@ class Qualifier:
                 if not is_momentary(error):
                     raise
                 self._steps.insert(0, step)
-                self.shortage = str(error) if isinstance(error, _WrongForNowError) else _in_words(error)
+                self.shortage = str(error) if isinstance(error, _WrongForNowError) else in_words(error)
                 return None
             self.shortage = ""
         return Qualification(
@@ -219,7 +242,7 @@ class Qualifier:
                     self._short = short if short and short[0] == name else (name, self._clock())
                     if name == NATIVE or self._clock() - self._short[1] < PATIENCE_S or not bench.alive():
                         raise
-                self._fail(name, problem, _in_words(error)[:200])
+                self._fail(name, problem, _reason(error))
                 if not bench.alive():
                     raise DeviceLostError(self._failed[name], candidate.name) from error
                 return
@@ -302,9 +325,20 @@ class Qualifier:
         return max(best / CHAIN, RESOLUTION_S)
 
 
-def _in_words(error: BaseException) -> str:
-    """An error in one line, with its kind, since not every one has a text."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _is_of_the_moment(why: str) -> bool:
+    """Whether the reason why an algorithm is barred is what was true of that moment: it says so at its beginning, or
+    is an error that an earlier version kept as it stood.
+    """
+    return why.startswith(SHORT) or is_momentary(why)
+
+
+def _reason(error: BaseException) -> str:
+    """Why an algorithm is barred for what it raised: so many characters of that, and of the moment if that is."""
+    words = in_words(error)[:MAX_WORDS]
+    if is_momentary(error):
+        return f"{SHORT}{words}"
+    # Where the words by which no later moment is better stood further on, what is left may read as of the moment.
+    return f"{NEVER_ENOUGH}: {words}" if is_momentary(words) else words
 
 
 def _chain(step: Callable[[mx.array], mx.array], start: mx.array) -> mx.array:
