@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from autoconv.errors import EmptyError, StoreError
@@ -46,11 +45,10 @@ def is_begun(file: Path) -> bool:
     What is there and cannot be opened counts as begun: whoever opens it tells of that.
     """
     try:
-        found = os.stat(file)
+        if os.stat(file).st_size > _EMPTY_BYTES:  # it need not be opened
+            return True
     except (OSError, ValueError):
         return False
-    if not stat.S_ISREG(found.st_mode) or found.st_size > _EMPTY_BYTES:
-        return True
     try:
         connect(file, readonly=True).close()
     except EmptyError:
