@@ -32,7 +32,7 @@ from autoconv.problem import Kind, Problem
 from autoconv.report.explanation import Explanation
 from autoconv.settings import Policy, Settings
 from autoconv.stall import TOLD_S, StallClock
-from autoconv.store import MemoryStore, Store, default_path
+from autoconv.store import MemoryStore, Store, located
 from autoconv.store.shipped import open_shipped
 from autoconv.tuning.bench import Clock, DeviceBench
 from autoconv.warn import WarnOnce
@@ -319,7 +319,7 @@ class Dispatcher:
             raise TuningError(PAST_INDEX)
         store = self.store(settings, strict=strict)
         if strict and store.readonly:
-            msg = f"{settings.database or default_path()} is open for reading only, and a measurement is to be kept"
+            msg = f"{located(settings.database)} is open for reading only, and a measurement is to be kept"
             raise ReadOnlyError(msg)
         with device_lock.hold(where.lock_name, wait_s) as held:
             if not held:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from autoconv.mutex import Mutex
 from autoconv.problem import Problem
 from autoconv.record import Record
 from autoconv.settings import Settings
-from autoconv.store import MemoryStore, MendingStore, Store, default_path, open_store
+from autoconv.store import MemoryStore, MendingStore, Store, is_begun, located, open_store
 from autoconv.store.backlog import Backlog
 from autoconv.warn import WarnOnce
 
@@ -50,12 +49,12 @@ class Place:
 
 
 def begun(settings: Settings) -> Path | None:
-    """The file of these settings' database; None where it is not begun, or lies where this user may not look."""
+    """The file of these settings' database; None where it is not begun, or nothing says where it is."""
     try:
-        path: Path = settings.database or default_path()
+        path = located(settings.database)
     except StoreError:
         return None
-    return path if os.path.exists(path) else None  # Path.exists raises where a folder may not be looked into
+    return path if is_begun(path) else None
 
 
 class OpenStores:
@@ -103,7 +102,7 @@ class OpenStores:
 
     def _opened(self, key: Key, before: Place | None) -> Place:
         """A database, with what was kept in memory while it could not be opened."""
-        place = Place(self._open(key[0] or default_path(), key[1]), is_open=True)
+        place = Place(self._open(located(key[0]), key[1]), is_open=True)
         if before is not None:
             place.backlog = before.backlog
             if isinstance(before.store, MemoryStore) and not place.store.readonly:
@@ -128,7 +127,7 @@ class OpenStores:
         place.backoff = place.backoff.failed(self._clock())
 
     def is_begun(self, settings: Settings) -> bool:
-        """Whether the store of these settings is open, or is a file that exists."""
+        """Whether the store of these settings is open, or begun."""
         if (settings.database, settings.readonly) in self._places or self._open is not open_file:
             return True
         return begun(settings) is not None

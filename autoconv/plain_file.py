@@ -12,6 +12,11 @@ from pathlib import Path
 
 _KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
+_ALONE = 0o600
+"""Mode of what is for the user alone."""
+
+_PERMISSIONS = 0o777
+
 
 def other_kind(file: Path) -> str:
     """What is there in place of a plain file, links followed: `a pipe`; empty where it is one, or nothing is there.
@@ -44,23 +49,32 @@ def written_at(file: Path) -> Path:
     return real
 
 
+def unwritten(file: Path, error: OSError) -> str:
+    """That a file cannot be written, and why, in a sentence."""
+    return f"cannot write {file}: {error.strerror or error}"
+
+
 @contextmanager
-def replacing(file: Path, mode: int = 0o666) -> Iterator[Path]:
+def replacing(file: Path, *, private: bool = False) -> Iterator[Path]:
     """A new empty file beside the one named: it takes that one's place when the block ends, or goes if it raises.
+
+    Until then it is for the user alone, whatever of it is to be taken out yet, and so it stays where a kill leaves it.
+    Then it has the mode of the file that it replaces, or of any new file where there is none.
 
     Args:
         file: The file, which need not exist (see `written_at`).
-        mode: Of the new one, less what the umask takes.
+        private: Whether it stays for the user alone, whatever is replaced.
 
     Raises:
         OSError: it cannot be written.
     """
     target = written_at(file)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    mode = _ALONE if private else _mode_at(target, temporary)
+    _create(temporary, _ALONE)
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))  # not mkstemp, which has its own mode
         yield temporary
-        _sync(temporary)
+        _finish(temporary, mode)
         os.replace(temporary, target)
     except BaseException:
         for suffix in ("", "-journal"):
@@ -69,19 +83,42 @@ def replacing(file: Path, mode: int = 0o666) -> Iterator[Path]:
         raise
 
 
-def write(file: Path, data: bytes, mode: int = 0o666) -> None:
+def write(file: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file, whole or not at all (see `replacing`).
 
     Raises:
         OSError: it cannot be written.
     """
-    with replacing(file, mode) as temporary:
+    with replacing(file, private=private) as temporary:
         temporary.write_bytes(data)
 
 
-def _sync(file: Path) -> None:
+def _create(file: Path, mode: int) -> None:
+    os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+
+
+def _mode_at(target: Path, probe: Path) -> int:
+    """The mode of a file, or where there is none the one that it would be made with there.
+
+    That is found out with an empty file, as a process's umask is read only by changing it, for all its threads.
+    """
+    try:
+        return os.stat(target).st_mode & _PERMISSIONS
+    except FileNotFoundError:
+        pass
+    _create(probe, 0o666)
+    try:
+        return os.stat(probe).st_mode & _PERMISSIONS
+    finally:
+        os.unlink(probe)
+
+
+def _finish(file: Path, mode: int) -> None:
+    """Give a file its mode, and see it to the disk."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
+        if os.fstat(descriptor).st_mode & _PERMISSIONS != mode:  # some file systems have none, and refuse any
+            os.fchmod(descriptor, mode)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -24,11 +24,18 @@ from networks._measuring import Asked, measure
 from rich.table import Table
 
 import autoconv
-from autoconv import environment
+from autoconv import environment, plain_file
 from autoconv import settings as _settings
 from autoconv.cli._common import Command
 from autoconv.report.console import console
-from autoconv.store.transfer.export import replacing
+
+
+def keep(out: Path, report: str) -> None:
+    """Write the report; whoever is cut short leaves the one before."""
+    try:
+        plain_file.write(out, report.encode())
+    except OSError as error:
+        raise click.ClickException(plain_file.unwritten(out, error)) from error
 
 
 def show(found: Sequence[Comparison]) -> None:
@@ -86,8 +93,7 @@ def main(
         found.append(measure(NETWORKS[name], asked))
         report = json.dumps(here | {"networks": [one.as_dict() for one in found]}, indent=1)
         if out is not None:
-            with replacing(out) as whole:  # whoever is cut short leaves the one before
-                whole.write_text(report + "\n", encoding="utf-8")
+            keep(out, report + "\n")
         if not as_json:
             show(found[-1:])
     if as_json:

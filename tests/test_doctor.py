@@ -331,8 +331,15 @@ def test_numbers_are_told_as_numbers(database: Path) -> None:
         assert found["BLAS"]["gflops"] == 3.0
 
 
+def no_table(path: Path) -> None:
+    """A database as a kill leaves it before its first table is made."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "empty": (Path.touch, "empty: not begun yet", ""),
+    "without a table": (no_table, "empty: not begun yet", ""),
     "directory": (Path.mkdir, "it is a directory", "name another file"),
     "pipe": (os.mkfifo, "it is a pipe", "name another file"),
     "no database": (lambda path: path.write_bytes(b"no database" * 100), "is no SQLite database", "move it away"),

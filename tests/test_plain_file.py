@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 from command import run
 
 from autoconv import environment, plain_file
 from autoconv._backend import mx
+from autoconv.cli._common import check_out
 from autoconv.errors import StoreError
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
@@ -138,6 +141,89 @@ def test_a_folder_that_is_not_there_is_named_with_what_to_do(database: Path, tmp
     assert code == 1
     assert f"cannot write {out}: there is no folder {out.parent}: make it, or name a file elsewhere" in said
     assert not out.parent.parent.exists()
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["file", "link"])
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    """It is the folder of what a link leads to that counts, not the link's own."""
+    closed, opened = tmp_path / "closed", tmp_path / "opened"
+    closed.mkdir()
+    opened.mkdir()
+    may = os.access  # which grants root everything
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed and may(path, mode))
+    if link:
+        (opened / "out").symlink_to(closed / "out")
+        (closed / "link").symlink_to(opened / "file")
+        check_out(closed / "link")
+    with pytest.raises(click.ClickException, match=f"cannot write .*: {closed} is not yours to write in"):
+        check_out((opened if link else closed) / "out")
+
+
+# Modes
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    """Sets the umask for the time of a test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+def modes(folder: Path) -> set[int]:
+    return {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o027])
+def test_a_file_is_for_the_user_alone_until_it_is_in_its_place(
+    tmp_path: Path, umask: Callable[[int], int], mask: int
+) -> None:
+    umask(mask)
+    with plain_file.replacing(tmp_path / "file") as temporary:
+        assert modes(tmp_path) == {0o600}
+        temporary.write_text("text")
+        assert modes(tmp_path) == {0o600}
+    assert modes(tmp_path) == {0o666 & ~mask}
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@each_writer
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
+def test_a_file_keeps_the_mode_of_the_one_that_it_replaces(
+    database: Path, tmp_path: Path, umask: Callable[[int], int], writer: str, mode: int
+) -> None:
+    umask(0o022)
+    out = tmp_path / "folder" / WRITERS[writer][1]
+    out.parent.mkdir()
+    out.touch()
+    out.chmod(mode)
+    assert written(writer, database, out) == (0, "")
+    assert out.stat().st_size > 0
+    assert modes(out.parent) == {mode}
+
+
+def test_a_private_file_is_for_the_user_alone_whatever_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    for _ in range(2):  # at first nothing is there
+        plain_file.write(file, b"text", private=True)
+        assert modes(tmp_path) == {0o600}
+        file.chmod(0o644)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "replaced"])
+def test_a_file_that_has_the_temporary_s_name_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "taken")
+    if there:
+        (tmp_path / "file").write_text("before")
+    (tmp_path / ".file.taken").write_text("precious")
+    with pytest.raises(FileExistsError):
+        plain_file.write(tmp_path / "file", b"text")
+    assert (tmp_path / ".file.taken").read_text() == "precious"
+    assert not there or (tmp_path / "file").read_text() == "before"
 
 
 # Databases

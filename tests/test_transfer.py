@@ -25,8 +25,8 @@ from importing import python_path
 from autoconv.errors import StoreError
 from autoconv.problem import Problem
 from autoconv.record import Record, Status
-from autoconv.store import Exported, Qualification, export, open_store
-from autoconv.store.transfer import scrub
+from autoconv.store import Exported, ModelRecord, Qualification, export, open_store
+from autoconv.store.transfer import browsing, scrub
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBLEMS = [Problem.parse((1, 4, 8, 8, c), (16, 3, 3, 3, c), padding=1) for c in (1, 2, 3)]
@@ -270,6 +270,38 @@ def test_others_may_read_an_export(database: Path, tmp_path: Path, suffix: str) 
     finally:
         os.umask(before)
     assert stat.S_IMODE(out.stat().st_mode) == 0o644
+
+
+def test_no_cost_model_leaves(database: Path, tmp_path: Path) -> None:
+    with closing(open_store(database)) as store:
+        store.trust_model(ModelRecord("cpu", "ours.cpu.npz", "ab", created=1.0))
+    out = tmp_path / "out.db"
+    export(database, out)
+    with closing(open_store(out, readonly=True)) as store:
+        assert store.trusted_models() == []
+    assert b"ours.cpu.npz" not in out.read_bytes()
+
+
+def test_what_is_not_to_leave_is_for_the_user_alone_while_it_is_in_the_file(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill at that moment would leave it there."""
+    out, seen, undo = tmp_path / "folder" / "out.db", dict[str, int](), browsing.undo
+    out.parent.mkdir()
+
+    def look(copy: sqlite3.Connection) -> None:
+        seen.update({path.name: stat.S_IMODE(path.stat().st_mode) for path in out.parent.iterdir()})
+        undo(copy)
+
+    monkeypatch.setattr(browsing, "undo", look)
+    before = os.umask(0)
+    try:
+        export(database, out)
+    finally:
+        os.umask(before)
+    assert any(name.endswith("-journal") for name in seen)
+    assert set(seen.values()) == {0o600}
+    assert stat.S_IMODE(out.stat().st_mode) == 0o666
 
 
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -7,29 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autoconv import interrupt
 from autoconv.errors import AutoconvError
-from autoconv.interrupt import INTERRUPTED
 from autoconv.report.words import printable
 
-__all__ = [
-    "INTERRUPTED",
-    "Command",
-    "Group",
-    "Handover",
-    "OutFile",
-    "backend_here",
-    "can_ask",
-    "check_out",
-    "database_option",
-    "json_option",
-    "settings",
-    "tell_of_stop",
-]
+if TYPE_CHECKING:
+    from autoconv.environment import Environment
 
 
 class Command(click.Command):
@@ -109,15 +96,17 @@ def check_out(out: Path) -> None:
     """Refuse, before much is done, a file that could not be written after it.
 
     Raises:
-        ClickException: something else than a file is there, or there is no folder for it.
+        ClickException: something else than a file is there, or there is no folder for it that can be written.
     """
-    from autoconv.plain_file import written_at
+    from autoconv.plain_file import unwritten, written_at
 
     try:
-        written_at(out)
+        folder = written_at(out).parent
     except OSError as error:
-        msg = printable(f"cannot write {out}: {error.strerror or error}")
-        raise click.ClickException(msg) from error
+        raise click.ClickException(printable(unwritten(out, error))) from error
+    if not os.access(folder, os.W_OK):
+        msg = printable(f"cannot write {out}: {folder} is not yours to write in, name a file elsewhere")
+        raise click.ClickException(msg)
 
 
 def database_option(function: Callable[..., None]) -> Callable[..., None]:
@@ -150,6 +139,14 @@ def can_ask() -> bool:
 def tell_of_stop() -> None:
     """Say that a first Ctrl-C was heard: in a signal's handler, where what else writes to stderr may be at it."""
     os.write(interrupt.STDERR, b"\nautoconv: ending after the current convolution; once more ends it now\n")
+
+
+def environment_here() -> Environment:
+    """The environment of this machine's default device."""
+    from autoconv import environment
+    from autoconv._backend import mx
+
+    return environment.of(mx.default_device())
 
 
 def backend_here() -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from autoconv.cli._common import environment_here
+
 if TYPE_CHECKING:
     from autoconv.settings import Settings
     from autoconv.sweep import Estimator, Measured
@@ -17,15 +19,13 @@ def unchanged(estimator: Estimator) -> Estimator:
 
 def informed(chosen: Settings) -> Callable[[Estimator], Estimator]:
     """What makes an estimator know what the cost model that applies here knows; nothing more where none does."""
-    from autoconv import environment
-    from autoconv._backend import mx
     from autoconv.algorithms import candidates
     from autoconv.counsellor import BROKEN
     from autoconv.grounds import memory_bytes
     from autoconv.model.advisers import adviser_for, ceilings_of
     from autoconv.sweep.informed import ModelEstimator
 
-    where = environment.of(mx.default_device())
+    where = environment_here()
     try:
         adviser, _ = adviser_for(where, ceilings_of(where, chosen), chosen)
     except BROKEN:  # which `doctor` tells of; here it is about the order alone
@@ -40,13 +40,11 @@ def measured(chosen: Settings) -> list[Measured]:
     """What is known of other problems, by which a sweep is put in order: a few thousand of this device's, or of what
     came with the package where those are few.
     """
-    from autoconv import environment
-    from autoconv._backend import mx
     from autoconv.dispatch import dispatcher
     from autoconv.sweep.measured import measured_in
     from autoconv.sweep.order import LEAST
 
-    where = environment.of(mx.default_device())
+    where = environment_here()
     known = measured_in(dispatcher().store(chosen, strict=True), where.id)
     if len(known) >= LEAST:
         return known

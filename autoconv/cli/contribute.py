@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from autoconv.cli import _common
-from autoconv.cli._common import INTERRUPTED, Command, OutFile, check_out, tell_of_stop
+from autoconv.cli._common import Command, OutFile, check_out, environment_here, tell_of_stop
+from autoconv.interrupt import INTERRUPTED
 from autoconv.report.progress import progress
 from autoconv.report.words import printable
 
@@ -63,11 +63,9 @@ def contribute(
     autoconv, and times of layers of known networks: no names, paths or serial numbers, and no shape of your own. Stop
     at any minute by Ctrl-C: what there is by then is as good, and a second run goes on from there.
     """
-    from autoconv import environment
-    from autoconv._backend import mx
     from autoconv.sweep.contribution import contribution_layers
 
-    where = environment.of(mx.default_device())
+    where = environment_here()
     out = out or Path(f"autoconv-{_slug(str(where.identity['device']))}.jsonl")
     _check(out, where, force=force, answered=yes or show or _common.can_ask())
     layers, chosen = contribution_layers(where.backend), _settings(database)
@@ -84,9 +82,6 @@ def _check(out: Path, where: Environment, *, force: bool, answered: bool) -> Non
         msg = f"{out} exists: name another file, or replace it by --force"
         raise click.ClickException(msg)
     check_out(out)
-    if not os.access(out.absolute().parent, os.W_OK):
-        msg = f"cannot write {out}: name a file in a folder that is there and can be written"
-        raise click.ClickException(msg)
     changed = sorted(name for name in where.identity if name.startswith("MLX_"))
     if changed:
         # Their values would leave with the file, and the times would be those of no other machine.
@@ -100,10 +95,10 @@ def _check(out: Path, where: Environment, *, force: bool, answered: bool) -> Non
 def _settings(database: Path | None) -> Settings:
     """Those of every contribution, whatever the user has set."""
     from autoconv import settings
-    from autoconv.store import default_path
+    from autoconv.store import default_path, located
 
     path = database or default_path().with_name("contribution.db")
-    own = settings.current().database or default_path()
+    own = located(settings.current().database)
     if path.resolve() == own.resolve():
         msg = f"{path} is your own database: name another file by --database"
         raise click.ClickException(msg)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from autoconv.cli._common import INTERRUPTED, Command, json_option
+from autoconv.cli._common import Command, environment_here, json_option
+from autoconv.interrupt import INTERRUPTED
 from autoconv.report.progress import progress
 
 
@@ -26,8 +27,6 @@ def demo(database: Path | None, as_json: bool) -> None:
 
 
 def _demo(database: Path, as_json: bool) -> None:
-    from autoconv import environment
-    from autoconv._backend import mx
     from autoconv.report import tables
     from autoconv.report.console import console
     from autoconv.sweep import demo as demos
@@ -36,7 +35,7 @@ def _demo(database: Path, as_json: bool) -> None:
 
     out, total = console(), len(demo_layers())
     if not as_json:
-        device = environment.of(mx.default_device())
+        device = environment_here()
         out.print(f"Real layers on {device}; a crop is a smaller frame, its channels are the network's own.\n")
     with stopping() as stop, progress(total, "tuning") as bar:
         outcomes = demos.first_run(database, stop=stop, tell=lambda o: bar.advance(o.layer.network))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoconv.cli._common import Command, database_option, json_option, settings
+from autoconv.cli._common import Command, database_option, environment_here, json_option, settings
 from autoconv.report.progress import progress
 from autoconv.report.words import printable
 
@@ -54,11 +54,9 @@ def _model(file: Path | None, chosen: Any) -> CostModel:
 
     if file is not None:
         return shelf.load(file)
-    from autoconv import environment
-    from autoconv._backend import mx
     from autoconv.model.advisers import ceilings_of, model_for
 
-    where = environment.of(mx.default_device())
+    where = environment_here()
     found, why = model_for(where, ceilings_of(where, chosen), chosen)
     if found is None:
         msg = f"no cost model applies here ({why}): name one by --model, or run autoconv train"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoconv.cli import _common
-from autoconv.cli._common import INTERRUPTED, Command, database_option, json_option, settings
+from autoconv.cli._common import Command, database_option, environment_here, json_option, settings
 from autoconv.cli._values import Duration, Size
+from autoconv.interrupt import INTERRUPTED
 from autoconv.report.progress import progress_of
 from autoconv.report.words import printable
 
@@ -72,7 +72,7 @@ def prune(
 
     path = _own(database)
     wish = Wish(
-        here=_here() if other_environments or size is not None else "",
+        here=environment_here().id if other_environments or size is not None else "",
         others=other_environments,
         keep_runs=keep_runs,
         before=time.time() - older_than if older_than is not None else -float("inf"),
@@ -162,24 +162,17 @@ def _do(store: SqliteStore, plan: Plan, tell: Callable[[float], None]) -> bool:
 
 def _own(database: Path | None) -> Path:
     """The database to be pruned, which must be there and be the user's."""
-    from autoconv.store import default_path
+    from autoconv.store import is_begun, located
     from autoconv.store.shipped import shipped_files
 
-    path = Path(settings(database).database or default_path())
-    if not os.path.exists(path):
-        msg = f"there is no {path} yet, so nothing is to be pruned"
+    path = located(settings(database).database)
+    if not is_begun(path):
+        msg = f"{path} is not begun yet, so nothing is to be pruned"
         raise click.ClickException(printable(msg))
     if any(path.samefile(shipped) for shipped in shipped_files()):
         msg = f"{path} came with the package and is never pruned: name a database of your own"
         raise click.ClickException(printable(msg))
     return path
-
-
-def _here() -> str:
-    from autoconv import environment
-    from autoconv._backend import mx
-
-    return environment.of(mx.default_device()).id
 
 
 def _ask(path: Path, plan: Plan, names: Mapping[str, str], *, yes: bool, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autoconv.cli._common import Command, OutFile, json_option, settings
+from autoconv.cli._common import Command, OutFile, environment_here, json_option, settings
 from autoconv.cli._selection import device_option, network_option, network_problems
 from autoconv.report.progress import progress_of
 from autoconv.report.words import counted, printable
@@ -42,7 +42,7 @@ def report(out: Path, databases: Sequence[Path], device: str, networks: Sequence
     calls would make.
     """
     from autoconv.open_stores import begun
-    from autoconv.report.report import here, write
+    from autoconv.report.report import write
     from autoconv.store import Selection
 
     chosen = settings(databases[0] if databases else None)
@@ -50,7 +50,7 @@ def report(out: Path, databases: Sequence[Path], device: str, networks: Sequence
     problems = network_problems(networks, databases or ([own] if own else []))
     selection = Selection(device, problems=problems, named=" and ".join(networks))
     with progress_of(f"writing {out.name}") as tell:
-        found = write(out, chosen, selection, None if databases else here(), databases, tell)
+        found = write(out, chosen, selection, None if databases else environment_here(), databases, tell)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
         return

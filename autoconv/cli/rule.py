@@ -50,13 +50,14 @@ def export_rule(out: Path, selection: Selection, backend: str | None, database: 
 
 def _stores(database: Path | None) -> list[Store]:
     """The database that is named, else the user's own, where there is one, and those that came with the package."""
-    from autoconv.store import default_path, open_store
+    from autoconv.open_stores import begun
+    from autoconv.store import open_store
     from autoconv.store.shipped import open_shipped
 
     if database is not None:
         return [open_store(database, readonly=True)]
-    own = Path(settings(None).database or default_path())
-    return [*([open_store(own, readonly=True)] if own.exists() else []), *open_shipped().values()]
+    own = begun(settings(None))
+    return [*([open_store(own, readonly=True)] if own is not None else []), *open_shipped().values()]
 
 
 def _report(path: Path, rule: Rule) -> None:

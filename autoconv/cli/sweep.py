@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoconv.cli._common import INTERRUPTED, Command, json_option, settings, tell_of_stop
+from autoconv.cli._common import Command, environment_here, json_option, settings, tell_of_stop
 from autoconv.cli._foreknown import informed, measured, unchanged
 from autoconv.cli._values import Duration
+from autoconv.interrupt import INTERRUPTED
 from autoconv.report.progress import progress
 from autoconv.report.words import printable
 
@@ -267,13 +268,11 @@ def _fleet(layers: Sequence[Layer], how: _How, scheduler: str, insecure: bool) -
 
 def _train(chosen: Settings) -> None:
     """Train the user's own model, if enough was measured here; what goes wrong is one line, as the sweep is done."""
-    from autoconv import environment
-    from autoconv._backend import mx
     from autoconv.counsellor import BROKEN, describe
     from autoconv.model import learning
     from autoconv.model.advisers import fault_here
 
-    where = environment.of(mx.default_device())
+    where = environment_here()
     try:
         count = learning.measured_here(chosen, where)
         if not learning.is_due(count, chosen, where):
@@ -318,8 +317,6 @@ def _teller(advance: Callable[[str], None]) -> Callable[[Outcome], None]:
 
 def _noted(chosen: Settings) -> list[Layer]:
     """The problems that calls noted, as layers of the networks that made them, where that is known."""
-    from autoconv import environment
-    from autoconv._backend import mx
     from autoconv.dispatch import dispatcher
     from autoconv.sweep import Layer
 
@@ -329,7 +326,7 @@ def _noted(chosen: Settings) -> list[Layer]:
         for problem, count in calls.items():
             most[problem] = max(most.get(problem, (0, "")), (count, name))
     layers = []
-    for place, problem in enumerate(store.pending(environment.of(mx.default_device()).id), start=1):
+    for place, problem in enumerate(store.pending(environment_here().id), start=1):
         count, name = most.get(problem, (1, "pending"))
         layers.append(Layer(name, "", str(place), count, problem, ""))
     return layers

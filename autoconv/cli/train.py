@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoconv.cli._common import Command, OutFile, backend_here, check_out, database_option, json_option, settings
+from autoconv.cli._common import (
+    Command,
+    OutFile,
+    backend_here,
+    check_out,
+    database_option,
+    environment_here,
+    json_option,
+    settings,
+)
 from autoconv.report.progress import progress
 from autoconv.report.words import printable
 
@@ -76,8 +85,6 @@ def train(
 
 def _train(databases: Sequence[Path], backend: str, out: Path | None, chosen: Any, tell: Any) -> tuple[Kept, str]:
     """The model, and why it is not used here whatever its card."""
-    from autoconv import environment
-    from autoconv._backend import mx
     from autoconv.model import advisers, learning, shelf
     from autoconv.report.model_card import page_of
 
@@ -85,7 +92,7 @@ def _train(databases: Sequence[Path], backend: str, out: Path | None, chosen: An
         kept = learning.learn(databases or learning.default_databases(chosen), backend, out, private=False, tell=tell)
         shelf.write(out.with_suffix(".md"), page_of(kept).encode())
         return kept, ""
-    where = environment.of(mx.default_device())
+    where = environment_here()
     kept, trusted = learning.learn_own(chosen, where, databases=databases, backend=backend, tell=tell)
     if backend != where.backend:
         return kept, f"this machine's backend is {where.backend}"

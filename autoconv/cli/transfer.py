@@ -140,9 +140,9 @@ def _problems(networks: Sequence[str], database: Path | None) -> list[Any] | Non
 
 
 def _database(database: Path | None) -> Path:
-    from autoconv.store import default_path
+    from autoconv.store import located
 
-    return Path(settings(database).database or default_path())
+    return located(settings(database).database)
 
 
 def _report(file: Path, imported: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from autoconv.environment import Environment
 from autoconv.errors import ModelError
 from autoconv.problem import Kind
 from autoconv.settings import Settings
-from autoconv.store import ModelRecord, Store, default_path, open_store
+from autoconv.store import ModelRecord, Store, is_begun, located, open_store
 from autoconv.store import shipped as came
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ takes minutes where there are thousands."""
 
 def default_databases(settings: Settings) -> list[Path]:
     """The user's own database, where it is begun, and those that came with the package."""
-    own: Path = settings.database or default_path()
-    return [*([own] if own.exists() else []), *(path for path in came.shipped_files() if not _is_same(path, own))]
+    own = located(settings.database)
+    return [*([own] if is_begun(own) else []), *(path for path in came.shipped_files() if not _is_same(path, own))]
 
 
 def learn(databases: Sequence[Path], backend: str, out: Path, *, private: bool, tell: Tell = lambda _: None) -> Kept:
@@ -82,7 +82,7 @@ def learn_own(
     """
     from autoconv.model.shelf import own_path
 
-    database: Path = settings.database or default_path()
+    database = located(settings.database)
     backend = backend or where.backend
     learned_from = databases or default_databases(settings)
     kept = learn(learned_from, backend, own_path(database, backend), private=True, tell=tell)
@@ -112,7 +112,7 @@ def measured_here(settings: Settings, where: Environment) -> int:
     Raises:
         StoreError: it cannot be read.
     """
-    database: Path = settings.database or default_path()
+    database = located(settings.database)
     if not database.exists():
         return 0
     with closing(open_store(database, readonly=True)) as store:

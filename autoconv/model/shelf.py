@@ -68,24 +68,22 @@ def keep(model: CostModel, estimators: Mapping[str, Any], path: Path, *, private
     fitted = dumped.getvalue()
     kept = replace(model, origin=replace(model.origin, estimators=_sha256(fitted)), name=path.name)
     data = pack(kept)
-    mode = 0o600 if private else 0o666
-    write(path.with_suffix(ESTIMATORS), fitted, mode)
-    write(path, data, mode)
+    write(path.with_suffix(ESTIMATORS), fitted, private=private)
+    write(path, data, private=private)
     return Kept(kept, path, _sha256(data))
 
 
-def write(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file whole or not at all, with a mode of which the umask takes its part.
+def write(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write a file whole or not at all, which may be for the user alone.
 
     Raises:
         ModelError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        plain_file.write(path, data, mode)
+        plain_file.write(path, data, private=private)
     except OSError as error:
-        msg = f"cannot write {path}: {error.strerror or error}"
-        raise ModelError(msg) from error
+        raise ModelError(plain_file.unwritten(path, error)) from error
 
 
 def load(path: Path, sha256: str | None = None) -> CostModel:

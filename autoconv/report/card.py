@@ -167,8 +167,7 @@ def write(database: Path) -> Path:
     try:
         plain_file.write(card, text.encode())
     except OSError as error:
-        msg = f"cannot write {card}: {error.strerror}"
-        raise StoreError(msg) from error
+        raise StoreError(plain_file.unwritten(card, error)) from error
     return card
 
 

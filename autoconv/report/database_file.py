@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from autoconv.errors import EmptyError, StoreError
+from autoconv.errors import StoreError
 from autoconv.report.finding import Finding
-from autoconv.settings import Settings
-from autoconv.store import default_path
 from autoconv.store.connection import SCHEMA
 from autoconv.store.health import Health, health
 
@@ -16,22 +14,13 @@ LOW_DISK_BYTES = 10**8
 """Room on a database's disk below which the next sweep may not fit."""
 
 
-def begun(chosen: Settings) -> tuple[Path | None, list[Finding]]:
-    """The file of the user's own database; None, and why, where there is none to look into.
-
-    Raises:
-        StoreError: nothing says where it should be.
-    """
-    path: Path = chosen.database or default_path()
-    if not os.path.exists(path):  # `Path.exists` raises where a folder may not be looked into
-        return None, [Finding("database", f"{path}, not begun yet")]
-    return path, []
+def not_begun(path: Path) -> Finding:
+    """What is told of a database that is not begun."""
+    return Finding("database", f"{path}, {'empty: ' if os.path.exists(path) else ''}not begun yet")
 
 
-def unusable(path: object, error: StoreError) -> Finding:
+def unusable(error: StoreError) -> Finding:
     """What is told of a database that cannot be read."""
-    if isinstance(error, EmptyError):
-        return Finding("database", f"{path}, empty: not begun yet")
     return Finding("database", error.found, error.advice or "name another file in AUTOCONV_DATABASE, or by --database")
 
 

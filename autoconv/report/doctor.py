@@ -22,7 +22,7 @@ from autoconv.report import database_file, machine, variables
 from autoconv.report.finding import Finding
 from autoconv.report.words import counted
 from autoconv.settings import Settings
-from autoconv.store import Qualification, Store, open_store
+from autoconv.store import Qualification, Store, is_begun, located, open_store
 from autoconv.store import shipped as came_with
 from autoconv.store.health import health, outdated
 from autoconv.tuning.qualification import fingerprint, first_run
@@ -90,11 +90,10 @@ def examine(
 
 def _database(chosen: Settings, where: Environment) -> tuple[list[Finding], Qualification | None]:
     """The database, what it tells of this device, and that device's first run; None where there was none."""
-    path = None
     try:
-        path, none = database_file.begun(chosen)
-        if path is None:
-            return none, None
+        path = located(chosen.database)
+        if not is_begun(path):
+            return [database_file.not_begun(path)], None
         with contextlib.closing(open_store(path, readonly=True)) as store:
             problems, pending = len(store.problems(where.id)), len(store.pending(where.id))
             others = len(store.environments()) - (where.id in store.environments())
@@ -103,7 +102,7 @@ def _database(chosen: Settings, where: Environment) -> tuple[list[Finding], Qual
             large = state.bytes >= LARGE_BYTES
             idle = outdated(path, {a.name: a.version for a in algorithms()}) if large else 0.0
     except StoreError as error:
-        return [database_file.unusable(path, error)], None
+        return [database_file.unusable(error)], None
     found = f"{path}, {state.bytes / 1e6:.1f} MB: {counted(problems, 'problem')} measured here, {pending} pending"
     found += f", {counted(others, 'other environment')}" if others else ""
     values = {"bytes": state.bytes, "problems": problems, "pending": pending, "other_environments": others}

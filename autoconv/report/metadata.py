@@ -194,6 +194,5 @@ def write(database: Path) -> Path:
     try:
         plain_file.write(out, (json.dumps(metadata(database.stem), indent=2) + "\n").encode())
     except OSError as error:
-        msg = f"cannot write {out}: {error.strerror or error}"
-        raise ReportError(msg) from error
+        raise ReportError(plain_file.unwritten(out, error)) from error
     return out

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoconv import plain_file
 from autoconv._version import __version__
 from autoconv.environment import Environment
-from autoconv.errors import ReportError, StoreError
+from autoconv.errors import ReportError
 from autoconv.open_stores import begun
-from autoconv.plain_file import written_at
 from autoconv.report.columns import pack
 from autoconv.report.document import document
 from autoconv.report.gathering import Origin, gather
@@ -24,7 +24,6 @@ from autoconv.settings import Settings
 from autoconv.store import Selection, Store, open_store
 from autoconv.store.origins import imported_files
 from autoconv.store.shipped import open_shipped
-from autoconv.store.transfer.export import replacing
 
 Tell = Callable[[float], None]
 
@@ -88,10 +87,9 @@ def write(
         StoreError: a database cannot be read.
     """
     try:
-        written_at(out)  # before it is gathered, which may take long
+        plain_file.written_at(out)  # before it is gathered, which may take long
     except OSError as error:
-        msg = f"cannot write {out}: {error.strerror or error}"
-        raise ReportError(msg) from error
+        raise ReportError(plain_file.unwritten(out, error)) from error
     with _opened(settings, here, databases) as (own, shipped):
         found = gather(own, shipped, settings, selection, here.id if here else "", lambda part: tell(0.8 * part))
         tell(0.8)
@@ -110,7 +108,10 @@ def write(
     meta = {**found.meta, "models": models, "shares": SHARES}
     packed = pack({"problems": found.problems, "candidates": found.candidates}, meta)
     text = document("autoconv report", about, packed)
-    _write(out, text.encode())
+    try:
+        plain_file.write(out, text.encode())
+    except OSError as error:
+        raise ReportError(plain_file.unwritten(out, error)) from error
     tell(1.0)
     return Report(
         out,
@@ -121,14 +122,6 @@ def write(
         Counter(found.meta["sources"][int(place)]["kind"] for place in found.problems.arrays["source"]),
         found.gains,
     )
-
-
-def here() -> Environment:
-    """This machine's environment."""
-    from autoconv import environment
-    from autoconv._backend import mx
-
-    return environment.of(mx.default_device())
 
 
 @contextlib.contextmanager
@@ -172,11 +165,3 @@ def _environments(stores: Sequence[Store]) -> list[tuple[str, Mapping[str, objec
     """Ids of the environments that something was measured in, with their identities."""
     found = ((store, key, identity) for store in stores for key, (identity, _) in store.environments().items())
     return [(key, identity) for store, key, identity in found if store.problems(key)]
-
-
-def _write(out: Path, data: bytes) -> None:
-    try:
-        with replacing(out) as temporary:
-            temporary.write_bytes(data)
-    except StoreError as error:
-        raise ReportError(str(error)) from error

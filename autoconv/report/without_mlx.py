@@ -10,6 +10,7 @@ from autoconv.errors import BackendMissingError, StoreError
 from autoconv.report import database_file, variables
 from autoconv.report.finding import Finding
 from autoconv.settings import Settings
+from autoconv.store import is_begun, located
 
 
 def examine(chosen: Settings, error: BackendMissingError, environ: Mapping[str, str] = os.environ) -> list[Finding]:
@@ -30,12 +31,11 @@ def examine(chosen: Settings, error: BackendMissingError, environ: Mapping[str, 
 
 
 def _database(chosen: Settings) -> list[Finding]:
-    path = None
     try:
-        path, found = database_file.begun(chosen)
-        if path is None:
-            return found
+        path = located(chosen.database)
+        if not is_begun(path):
+            return [database_file.not_begun(path)]
         state, told = database_file.soundness(path)
     except StoreError as error:
-        return [database_file.unusable(path, error)]
+        return [database_file.unusable(error)]
     return [Finding("database", f"{path}, {state.bytes / 1e6:.1f} MB", values={"bytes": state.bytes}), told]

@@ -1,7 +1,7 @@
 """Stores: where measurements are kept, and how they leave for other machines."""
 
 from autoconv.store.contract import ModelRecord, Pruned, Qualification, Store
-from autoconv.store.location import default_path
+from autoconv.store.location import default_path, is_begun, located
 from autoconv.store.memory import MemoryStore
 from autoconv.store.mending import MendingStore
 from autoconv.store.sqlite import SqliteStore, open_store
@@ -22,5 +22,7 @@ __all__ = [
     "default_path",
     "export",
     "import_file",
+    "is_begun",
+    "located",
     "open_store",
 ]

@@ -252,7 +252,7 @@ def _checked(connection: sqlite3.Connection, file: Path) -> sqlite3.Connection:
         number = schema_of(connection, file)
         if number < READABLE:
             if not number:
-                raise EmptyError(f"{file} is empty", "nothing was measured yet; autoconv sweep begins it")
+                raise EmptyError(f"{file} is empty", "nothing was measured into it yet")
             msg = f"{file} has schema {number}, older than {READABLE}"
             raise SchemaError(
                 msg, "autoconv sweep --pending brings it up to date, with --database where it is not your own"

@@ -29,7 +29,7 @@ from autoconv.errors import AccuracyError, AutoconvWarning, StoreError, TuningEr
 from autoconv.notes import STRIKES
 from autoconv.problem import Problem
 from autoconv.settings import Settings
-from autoconv.store import Store, default_path
+from autoconv.store import Store, located
 from autoconv.sweep.witness import last_seen, saw
 
 COMMAND = (sys.executable, "-m", "autoconv.sweep.child")
@@ -255,7 +255,7 @@ def _read(pipe: IO[str], lines: queue.SimpleQueue[str]) -> None:
 
 def _options(settings: Settings, device: mx.Device) -> dict[str, Any]:
     return {
-        "database": str((settings.database or default_path()).absolute()),
+        "database": str(located(settings.database).absolute()),
         "accuracy": settings.accuracy,
         "memory_limit": settings.memory_limit,
         "budget_ms": settings.budget_ms,

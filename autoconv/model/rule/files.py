@@ -70,6 +70,5 @@ def write(cases: Sequence[Case], backend: str, out: Path, *, leaves: int = LEAVE
         try:
             plain_file.write(path, text.encode())
         except OSError as error:
-            msg = f"cannot write {path}: {error.strerror}"
-            raise RuleError(msg) from error
+            raise RuleError(plain_file.unwritten(path, error)) from error
     return Written(rule, tuple(texts), upstream, missing)

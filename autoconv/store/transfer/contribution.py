@@ -16,11 +16,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoconv import plain_file
 from autoconv.errors import StoreError
 from autoconv.problem import Problem
 from autoconv.store.sqlite import open_store
 from autoconv.store.transfer import entries
-from autoconv.store.transfer.export import SQLITE_SUFFIXES, export, replacing
+from autoconv.store.transfer.export import SQLITE_SUFFIXES, export
 from autoconv.store.transfer.imports import import_file
 from autoconv.store.transfer.scrub import scrub
 from autoconv.store.transfer.selection import Selection
@@ -99,8 +100,10 @@ def write(given: Contribution, out: Path, *, known: Collection[str], force: bool
         msg = f"{out} exists: name another file, or replace it by --force"
         raise StoreError(msg)
     if out.suffix.lower() not in SQLITE_SUFFIXES:
-        with replacing(out.absolute()) as temporary:
-            temporary.write_text(given.text, encoding="utf-8")
+        try:
+            plain_file.write(out, given.text.encode())
+        except OSError as error:
+            raise StoreError(plain_file.unwritten(out, error)) from error
         return
     with tempfile.TemporaryDirectory(prefix="autoconv-") as folder:
         lines, database = Path(folder) / "all.jsonl", Path(folder) / "all.db"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,17 +102,19 @@ def export(
     with closing(connect(source, readonly=True)) as connection:
         connection.text_factory = text_or_bytes
         _check_target(source, target, force=force)
-        with replacing(target) as temporary:
-            try:
+        try:
+            with plain_file.replacing(target) as temporary:
                 if suffix in SQLITE_SUFFIXES:
                     exported = _copy(connection, temporary, selection, browsable)
                 else:
                     exported = _write(connection, temporary, suffix, selection, tell)
-            except (sqlite3.Error, UnicodeDecodeError) as error:
-                raise failure("export", source, error) from error
-            if not exported.records and not selection.is_everything:
-                msg = f"nothing in {source} is selected: {selection.lacking(_environments(connection))}"
-                raise StoreError(msg)
+                if not exported.records and not selection.is_everything:
+                    msg = f"nothing in {source} is selected: {selection.lacking(_environments(connection))}"
+                    raise StoreError(msg)
+        except OSError as error:
+            raise StoreError(plain_file.unwritten(target, error)) from error
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise failure("export", source, error) from error
     return exported
 
 
@@ -140,20 +142,6 @@ def _check_target(source: Path, target: Path, *, force: bool) -> None:
             raise StoreError(msg)
 
 
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """As `plain_file.replacing`, for others to read.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    try:
-        with plain_file.replacing(target) as temporary:
-            yield temporary
-    except OSError as error:
-        raise failure("write", target, error) from error
-
-
 def _copy(connection: sqlite3.Connection, out: Path, selection: Selection, browsable: bool) -> Exported:
     connection.execute("VACUUM INTO ?", (str(out),))
     with closing(sqlite3.connect(out, isolation_level=None)) as copy:
@@ -168,8 +156,7 @@ def _copy(connection: sqlite3.Connection, out: Path, selection: Selection, brows
         copy.execute("DELETE FROM notes")
         copy.execute("DELETE FROM pending")
         copy.execute("DELETE FROM networks")
-        if copy.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'models'").fetchone():
-            copy.execute("DELETE FROM models")
+        copy.execute("DELETE FROM models")
         if not selection.is_everything:
             _leave_out(copy, selection)
         copy.execute("DELETE FROM problems WHERE id NOT IN (SELECT problem FROM runs)")
