@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from autoconv import words
 from autoconv._backend import mx
 from autoconv._calls import count_of
 from autoconv.algorithms._algorithm import Convolution, InTwoSteps
 from autoconv.decision import NATIVE, Decision, Source
 from autoconv.mutex import Mutex
 from autoconv.problem import Kind, Problem
-from autoconv.report.words import counted as _some
 
 NOTHING = "no conv3d here"
 
@@ -120,8 +120,8 @@ class Tally:
         if not calls:
             return NOTHING
         if not self.shapes:  # the policy is off, or MLX refused them all
-            return f"{_some(calls, 'conv3d call')}, all left to MLX"
-        parts = [_some(calls, "conv3d call"), _some(self.shapes, "shape")]
+            return f"{words.counted(calls, 'conv3d call')}, all left to MLX"
+        parts = [words.counted(calls, "conv3d call"), words.counted(self.shapes, "shape")]
         shapes = sum(problem.kind is Kind.FORWARD for problem in noted)
         gradients = len(noted) - shapes
         if self.undecided > shapes:
@@ -129,14 +129,14 @@ class Tally:
         next_step = f"`autoconv sweep --pending` times {'it' if len(noted) == 1 else 'them'}"
         if shapes == self.shapes == self.undecided and not tuned_s:  # as in a first run under `record`
             if gradients:
-                parts[-1] += f" and {_some(gradients, 'gradient')}"
+                parts[-1] += f" and {words.counted(gradients, 'gradient')}"
             return f"{', '.join(parts)} noted: {next_step}"
         parts += [f"{_time(tuned_s)} tuning", f"estimated gain {_time(self.gain_s)}"]
         if self.unmeasured:
-            parts[-1] += f" ({_some(self.unmeasured, 'shape')} not counted: no times to compare)"
+            parts[-1] += f" ({words.counted(self.unmeasured, 'shape')} not counted: no times to compare)"
         if noted:
             both = {"shape": shapes, "gradient": gradients}
-            what = " and ".join(_some(count, name) for name, count in both.items() if count)
+            what = " and ".join(words.counted(count, name) for name, count in both.items() if count)
             parts[-1] += f"; {what} noted: {next_step}"
         return ", ".join(parts)
 

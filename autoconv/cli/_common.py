@@ -13,7 +13,7 @@ import click
 
 from autoconv import interrupt
 from autoconv.errors import AutoconvError
-from autoconv.report.words import printable
+from autoconv.words import printable
 
 if TYPE_CHECKING:
     from autoconv.environment import Environment

@@ -14,7 +14,7 @@ from autoconv.cli import _common
 from autoconv.cli._common import Command, OutFile, check_out, environment_here, tell_of_stop
 from autoconv.interrupt import INTERRUPTED
 from autoconv.report.progress import progress
-from autoconv.report.words import printable
+from autoconv.words import printable
 
 if TYPE_CHECKING:
     from autoconv.environment import Environment

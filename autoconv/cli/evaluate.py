@@ -12,7 +12,7 @@ import click
 
 from autoconv.cli._common import Command, database_option, environment_here, json_option, settings
 from autoconv.report.progress import progress
-from autoconv.report.words import printable
+from autoconv.words import printable
 
 if TYPE_CHECKING:
     from autoconv.model.cost_model import CostModel

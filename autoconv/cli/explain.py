@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from autoconv.cli._common import Command, database_option, json_option
-from autoconv.report.words import printable
+from autoconv.words import printable
 
 _BETWEEN = re.compile("[,xX*\u00d7]")
 

@@ -17,7 +17,7 @@ from autoconv.cli._common import Command, database_option, environment_here, jso
 from autoconv.cli._values import Duration, Size
 from autoconv.interrupt import INTERRUPTED
 from autoconv.report.progress import progress_of
-from autoconv.report.words import printable
+from autoconv.words import printable
 
 if TYPE_CHECKING:
     from autoconv.store import SqliteStore

@@ -12,7 +12,7 @@ import click
 from autoconv.cli._common import Command, OutFile, environment_here, json_option, settings
 from autoconv.cli._selection import device_option, network_option, network_problems
 from autoconv.report.progress import progress_of
-from autoconv.report.words import counted, printable
+from autoconv.words import counted, printable
 
 if TYPE_CHECKING:
     from autoconv.report.report import Report

@@ -10,7 +10,7 @@ import click
 
 from autoconv.cli._common import backend_here, settings
 from autoconv.report.progress import progress_of
-from autoconv.report.words import printable
+from autoconv.words import counted, printable
 
 if TYPE_CHECKING:
     from autoconv.model.rule import Rule
@@ -62,9 +62,8 @@ def _stores(database: Path | None) -> list[Store]:
 
 def _report(path: Path, rule: Rule) -> None:
     from autoconv.model.rule import figures
-    from autoconv.model.rule.python import plural
 
-    chips, leaves = ", ".join(rule.chips), plural("leaf", len(rule.leaves))
-    click.echo(printable(f"{path}: {len(rule.leaves)} {leaves}, from {rule.problems} problems on {chips}; regret"))
+    chips, leaves = ", ".join(rule.chips), counted(len(rule.leaves), "leaf", "leaves")
+    click.echo(printable(f"{path}: {leaves}, from {rule.problems} problems on {chips}; regret"))
     for name, loss in figures(rule):
         click.echo(f"  {name}: {loss} ({loss.cases} cases)")

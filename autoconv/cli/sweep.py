@@ -19,7 +19,7 @@ from autoconv.cli._foreknown import informed, measured, unchanged
 from autoconv.cli._values import Duration
 from autoconv.interrupt import INTERRUPTED
 from autoconv.report.progress import progress
-from autoconv.report.words import printable
+from autoconv.words import printable
 
 if TYPE_CHECKING:
     from autoconv.model.shelf import Kept

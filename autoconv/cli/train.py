@@ -20,7 +20,7 @@ from autoconv.cli._common import (
     settings,
 )
 from autoconv.report.progress import progress
-from autoconv.report.words import printable
+from autoconv.words import printable
 
 if TYPE_CHECKING:
     from autoconv.model.shelf import Kept

@@ -13,7 +13,7 @@ from autoconv.cli._common import Command, OutFile, database_option, json_option,
 from autoconv.cli._selection import device_option, network_option, network_problems
 from autoconv.cli.rule import export_rule
 from autoconv.report.progress import progress_of
-from autoconv.report.words import counted, printable
+from autoconv.words import counted, printable
 
 
 @click.command(

@@ -20,12 +20,12 @@ from autoconv.kin import are_kin, differences
 from autoconv.model.advisers import Advisers, adviser_for, ceilings_of
 from autoconv.report import database_file, machine, variables
 from autoconv.report.finding import Finding
-from autoconv.report.words import counted
 from autoconv.settings import Settings
 from autoconv.store import Qualification, Store, is_begun, located, open_store
 from autoconv.store import shipped as came_with
 from autoconv.store.health import health, outdated
 from autoconv.tuning.qualification import fingerprint, first_run
+from autoconv.words import counted
 
 if TYPE_CHECKING:
     from autoconv.model.card import Card

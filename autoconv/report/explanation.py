@@ -17,7 +17,7 @@ from autoconv.decision import Decision, Source
 from autoconv.environment import Environment
 from autoconv.problem import Problem
 from autoconv.report.grid import Column, Grid, paragraphs
-from autoconv.report.words import printable
+from autoconv.words import printable
 
 _COLUMNS = (
     Column("candidate"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Iterator, Sequence
 
-from autoconv.report.words import printable
+from autoconv.words import printable
 
 _SCROLLS = "overflow-x: auto"
 _PLAIN = "border-collapse: collapse; font-size: 0.9em"

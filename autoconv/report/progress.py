@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from autoconv.report.words import printable
+from autoconv.words import printable
 
 _TASK = "{task.description}"
 """What is under way: a field of the task, as the format may not hold names, in which braces and brackets may stand."""

@@ -22,9 +22,10 @@ from autoconv.model.rule.case import JUDGING, Case
 from autoconv.model.rule.distilled import LEAVES, Evidence, Rule, distil, figures, percent
 from autoconv.model.rule.features import METAL_FEATURES
 from autoconv.model.rule.loss import loss_of_choices
-from autoconv.model.rule.python import CPP, against, branches, note, plural, quiet
+from autoconv.model.rule.python import CPP, against, branches, note, quiet
 from autoconv.model.rule.tree import Leaf
 from autoconv.problem import Kind, Problem
+from autoconv.words import counted
 
 DECOMPOSED, IMPLICIT = "decomposed", "implicit"
 """MLX's two ways, of which the first is what its fixed rule takes."""
@@ -62,13 +63,13 @@ def lacking(cases: Sequence[Case]) -> str:
     """Why these cases are too few for a rule that others are to build into MLX, in words; empty where they are not."""
     problems = len({case.problem for case in cases})
     on = Counter(chip for chip, _ in {(case.chip, case.problem) for case in cases})
-    counted = sorted(chip for chip, count in on.items() if count >= NEEDED_ON_A_CHIP)
-    if problems >= NEEDED_PROBLEMS and len(counted) >= NEEDED_CHIPS:
+    enough = sum(count >= NEEDED_ON_A_CHIP for count in on.values())
+    if problems >= NEEDED_PROBLEMS and enough >= NEEDED_CHIPS:
         return ""
     each = ", ".join(f"{chip} {count}" for chip, count in sorted(on.items()))
     return (
-        f"no rule for MLX is written: both of its ways were timed for {problems} {plural('problem', problems)} on "
-        f"{len(counted)} {plural('chip', len(counted))} with {NEEDED_ON_A_CHIP} or more ({each or 'none at all'}), and "
+        f"no rule for MLX is written: both of its ways were timed for {counted(problems, 'problem')} on "
+        f"{counted(enough, 'chip')} with {NEEDED_ON_A_CHIP} or more ({each or 'none at all'}), and "
         f"{NEEDED_PROBLEMS} problems on {NEEDED_CHIPS} such chips are needed; run autoconv sweep on Macs and import "
         f"what they export"
     )
@@ -137,7 +138,7 @@ def cpp_source(rule: Rule) -> str:
     names = [f"  const int64_t {n} = {of};" for n, of in _NAMES.items() if n in asked | {"D", "OD", "KD"}]
     header = [
         f"// Distilled by autoconv from {rule.problems} problems on {len(rule.chips)} chips: a tree of "
-        f"{len(rule.leaves)} {plural('leaf', len(rule.leaves))}.",
+        f"{counted(len(rule.leaves), 'leaf', 'leaves')}.",
         *(f"//   {quiet(chip)}" for chip in rule.chips),
         "// Regret is the time taken over that of the better way, less one:",
         *(f"//   {name}: {loss}" for name, loss in figures(rule)),

@@ -10,6 +10,7 @@ from autoconv.decision import NATIVE
 from autoconv.model.rule.distilled import Evidence, Rule, figures, percent
 from autoconv.model.rule.loss import Loss
 from autoconv.model.rule.tree import Leaf, Node
+from autoconv.words import counted
 
 _INDENT = "    "
 
@@ -59,9 +60,9 @@ def python_source(rule: Rule, backend: str) -> str:
 
 def _header(rule: Rule, backend: str) -> Iterator[str]:
     leaves = len(rule.leaves)
-    yield f'"""The fastest way to compute a 3D convolution on {backend}: a tree of {leaves} {plural("leaf", leaves)}.'
+    yield f'"""The fastest way to compute a 3D convolution on {backend}: a tree of {counted(leaves, "leaf", "leaves")}.'
     yield ""
-    devices = f"{len(rule.chips)} {plural('device', len(rule.chips))}"
+    devices = counted(len(rule.chips), "device")
     yield f"Distilled by autoconv from {rule.problems} problems on {devices}:"
     yield from (f"  {quiet(chip)}" for chip in rule.chips)
     yield ""
@@ -138,7 +139,7 @@ def note(evidence: Evidence, otherwise: str = NATIVE) -> str:
     if not evidence.loss.cases:
         return "no problem came here"
     gain = f"{evidence.loss.gain:.2f}x {otherwise}" if evidence.loss.compared else f"{otherwise} cannot"
-    problems = f"{evidence.problems} {plural('problem', evidence.problems)}"
+    problems = counted(evidence.problems, "problem")
     if evidence.runs < evidence.problems:
         problems += f", of which it runs on {evidence.runs}"
     return f"{problems}, regret {percent(evidence.loss.mean)}, worst {percent(evidence.loss.worst)}, {gain}"
@@ -155,8 +156,3 @@ def _quoted(name: str) -> str:
 def quiet(text: str) -> str:
     """A name from a file as text that ends no docstring and no comment."""
     return ascii(text)[1:-1].replace('"', "'").replace("\\", "/").replace("*/", "* /")
-
-
-def plural(word: str, count: int) -> str:
-    """A word for so many."""
-    return word if count == 1 else "leaves" if word == "leaf" else f"{word}s"

@@ -1,4 +1,4 @@
-"""Words that somebody else wrote, such as names in files and messages of MLX: shown as they are, and never obeyed."""
+"""Words for people: those that somebody else wrote, shown as they are and never obeyed, and what there are many of."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def printable(text: str) -> str:
     return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def counted(count: int, word: str) -> str:
-    """So many of what a word says: `1 record`, `2 records`."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+def counted(count: int, word: str, plural: str = "") -> str:
+    """So many of what a word says: `1 record`, `2 records`; of a word that takes no `s`, by its plural."""
+    return f"{count} {word if count == 1 else plural or word + 's'}"
