@@ -242,7 +242,7 @@ def test_a_sweep_times_a_file_and_knows_it_the_second_time(qualified: Path, tmp_
     assert {c["status"] for c in found["outcomes"][0]["candidates"]} == {"ok"}
     second = run("sweep", str(path), "--database", str(qualified))
     assert second.exit_code == 0
-    assert "1 problems: 1 known" in second.output
+    assert "1 problem: 1 known" in second.output
 
 
 @pytest.mark.usefixtures("qualified")
@@ -535,6 +535,21 @@ def test_what_selects_nothing_is_an_error_that_says_what_there_is(
         assert found.stderr.endswith(f"there are: {device}\n")
     assert out.read_text() == "good"
     assert run(command, str(out), *force, "--database", str(database)).exit_code == 0
+
+
+def test_an_export_of_a_device_that_came_with_the_package_is_told_of_its_database(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came = tmp_path / "their card.db"
+    with closing(open_store(came)) as store:
+        store.add_environment("there", {"device": "Their Card"}, {})
+    monkeypatch.setattr("autoconv.store.shipped.shipped_files", lambda: [came])
+    monkeypatch.setenv("AUTOCONV_DATABASE", str(database))
+    autoconv.configure(database=database)
+    found = run("export", str(tmp_path / "out.db"), "--device", "their")
+    assert found.exit_code == 1
+    assert f"--database '{came}'" in found.stderr
+    assert "came with the package" not in run("export", str(tmp_path / "out.db"), "--device", "nobody").stderr
 
 
 def test_an_export_replaces_a_file_only_when_forced(database: Path, tmp_path: Path) -> None:

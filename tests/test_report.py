@@ -312,10 +312,16 @@ def test_a_model_is_shown_with_its_card_and_curves(model_folder: Path, monkeypat
     expected = load(model_folder / "cpu.npz")
     monkeypatch.setattr("autoconv.report.model_curves.MOST", 20)
     with closing(open_store(model_folder / "some.db", readonly=True)) as store:
-        (found,) = model_cards([there()], [store], settings.current())
+        (found,) = model_cards([there()], [store], settings.current(), Selection())
+        (narrow,) = model_cards(
+            [there()], [store], settings.current(), Selection(problems=store.problems(there().id)[:15])
+        )
+        (few,) = model_cards([there()], [store], settings.current(), Selection(problems=store.problems(there().id)[:3]))
     assert found["name"] == expected.name
     assert found["seen"]
     assert 10 < found["examples"] <= 20
+    assert 10 < narrow["examples"] <= 15  # of those that the report shows alone
+    assert (0 < few["examples"] <= 3, few["curves"]) == (True, {})  # of which a curve would say nothing
     assert [c["seen"] for c in found["coverages"]] == [c.seen for c in expected.card.coverages]
     of_all = expected.card.judgements["network"]["all"]
     assert found["judgements"]["network"]["predict"]["regret_mean"] == of_all["predict"].regret_mean

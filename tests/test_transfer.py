@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -229,6 +230,18 @@ def test_a_database_in_use_is_not_replaced(database: Path, tmp_path: Path) -> No
         with pytest.raises(StoreError, match="in use"):
             export(database, out, force=True)
         assert store.pending("env") == [PROBLEMS[0]]
+
+
+def test_ctrl_c_amid_an_export_is_ctrl_c_and_leaves_nothing(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("autoconv.store.transfer.export"), "scrubbed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(database, tmp_path / "out.db")
+    assert list(tmp_path.glob("*out.db*")) == []
 
 
 def test_a_missing_database_is_named_and_nothing_is_made(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from autoconv.cli._common import Command, environment_here, json_option
-from autoconv.interrupt import INTERRUPTED
+from autoconv.interrupt import heard
 from autoconv.report.progress import progress
 
 
@@ -40,7 +40,7 @@ def _demo(database: Path, as_json: bool) -> None:
     with stopping() as stop, progress(total, "tuning") as bar:
         outcomes = demos.first_run(database, stop=stop, tell=lambda o: bar.advance(o.layer.network))
     if len(outcomes) < total:
-        raise click.exceptions.Exit(INTERRUPTED)
+        raise click.exceptions.Exit(heard())
     second = demos.second_run(database)
     winners = {o.layer.problem.key: o.decision.candidate for o in outcomes if o.decision}
     same = sum(second.winners.get(key) == candidate for key, candidate in winners.items())

@@ -180,7 +180,7 @@ def _ask(path: Path, plan: Plan, names: Mapping[str, str], *, yes: bool, as_json
     if yes:
         return
     if as_json or not _common.can_ask():
-        msg = "measurements would go: --yes drops them unasked, --dry-run says which"
+        msg = "measurements would go: --yes drops them unasked, --dry-run says how many"
         raise click.ClickException(msg)
     for line in _lines(plan, names):
         click.echo(printable(line))

@@ -161,6 +161,8 @@ def sweep(
         click.echo(json.dumps(tables.outcomes_dict(outcomes) | {"seconds": swept.seconds}, indent=2, allow_nan=False))
     else:
         tables.print_outcomes(console(), outcomes)
+        if any(outcome.ending == "timed" for outcome in outcomes):
+            _say("`autoconv report out.html` shows all that is known as a page")
     if len(outcomes) < swept.expected:
         why = "stopped" if stop.is_set() else "its time was up"
         click.echo(f"{why} after {len(outcomes)} of {swept.expected}; the same command goes on from there", err=True)

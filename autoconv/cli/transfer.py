@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +16,9 @@ from autoconv.cli._selection import device_option, network_option, network_probl
 from autoconv.cli.rule import export_rule
 from autoconv.report.progress import progress_of
 from autoconv.words import counted, printable
+
+if TYPE_CHECKING:
+    from autoconv.store import Selection
 
 
 @click.command(
@@ -62,6 +67,7 @@ def export(
     No host name, path or pid leaves with them. --device, --environment and --network each leave some out. With --rule
     it is what they teach that is written.
     """
+    from autoconv.errors import StoreError
     from autoconv.report import card as cards
     from autoconv.store import Selection
     from autoconv.store import export as write
@@ -88,8 +94,15 @@ def export(
         raise click.UsageError(msg)
     selection = Selection(device, environment, _problems(networks, database), " and ".join(networks))
     source = _database(database)
-    with progress_of("exporting") as tell:
-        exported = write(source, out, selection=selection, force=force, browsable=datasette, tell=tell)
+    try:
+        with progress_of("exporting") as tell:
+            exported = write(source, out, selection=selection, force=force, browsable=datasette, tell=tell)
+    except StoreError as error:
+        came = _came_with_the_package(selection) if database is None and device else None
+        if came is None:
+            raise
+        msg = f"{error}; that came with the package: --database {shlex.quote(str(came))}"
+        raise click.ClickException(printable(msg)) from error
     what = f"{counted(exported.records, 'record')} of {counted(exported.environments, 'environment')}"
     click.echo(printable(f"{out}: {what}"))
     if card:
@@ -137,6 +150,18 @@ def _problems(networks: Sequence[str], database: Path | None) -> list[Any] | Non
 
     own = begun(settings(database))
     return network_problems(networks, [own] if own else [])
+
+
+def _came_with_the_package(selection: Selection) -> Path | None:
+    """The database of those that came with the package that has a device of this selection."""
+    from autoconv.store import open_store
+    from autoconv.store.shipped import shipped_files
+
+    for path in shipped_files():
+        with closing(open_store(path, readonly=True, immutable=True)) as store:
+            if any(selection.takes_environment(key, identity) for key, (identity, _) in store.environments().items()):
+                return path
+    return None
 
 
 def _database(database: Path | None) -> Path:

@@ -15,7 +15,7 @@ from autoconv.algorithms import algorithms
 from autoconv.counsellor import BROKEN, describe
 from autoconv.environment import Environment
 from autoconv.settings import Settings
-from autoconv.store import MemoryStore, Store
+from autoconv.store import MemoryStore, Selection, Store
 
 if TYPE_CHECKING:
     from autoconv.model.choices import Choice
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MOST = 600
 """Problems that curves are made of, spread evenly over those that are stored."""
 
+FEWEST = 10
+"""Problems of which a curve says anything."""
+
 WAYS = ("predict", "auto", "always", "native", "neighbour", "winner")
 """The ways to choose that are shown, of those that a card judges."""
 
@@ -33,9 +36,11 @@ SHARES = tuple(round(0.5 + 0.005 * step, 3) for step in range(101))
 
 
 def model_cards(
-    environments: Sequence[Environment], stores: Sequence[Store], settings: Settings
+    environments: Sequence[Environment], stores: Sequence[Store], settings: Settings, selection: Selection
 ) -> Iterator[dict[str, Any]]:
-    """For each environment the model that advises there with its card and curves as plain values, or why none does."""
+    """For each environment the model that advises there, with its card and curves of the selected problems, as plain
+    values; or why none does.
+    """
     for where in environments:
         ceilings = _ceilings(stores, where)
         told: dict[str, Any] = {"environment": where.id, "name": "", "why": ""}
@@ -44,7 +49,7 @@ def model_cards(
 
             model, told["why"] = model_for(where, ceilings, settings)
             if model is not None:
-                told |= _told(model, where, stores)
+                told |= _told(model, where, stores, selection)
         except BROKEN as error:
             told["why"] = f"it cannot be used: {describe(error)}"
         yield told
@@ -56,29 +61,30 @@ def _ceilings(stores: Sequence[Store], where: Environment) -> Mapping[str, float
     return max(known, key=lambda q: (not q.origin, q.created)).ceilings if known else {}
 
 
-def _told(model: CostModel, where: Environment, stores: Sequence[Store]) -> dict[str, Any]:
+def _told(model: CostModel, where: Environment, stores: Sequence[Store], selection: Selection) -> dict[str, Any]:
     judgements = {
         split: {way: asdict(found) for way, found in groups["all"].items() if way in WAYS}
         for split, groups in model.card.judgements.items()
         if "all" in groups
     }
-    examples = _examples(stores, where)
+    examples = _examples(stores, where, selection)
     return {
         "name": model.name,
         "problems": model.origin.problems,
         "devices": list(model.origin.devices),
         "judgements": judgements,
         "coverages": [asdict(found) for found in model.card.coverages],
-        "curves": _curves(model, examples),
+        "curves": _curves(model, examples) if len(examples) >= FEWEST else {},
         "examples": len(examples),
         "seen": any(source.environment == where.id for source in model.origin.sources),
     }
 
 
-def _examples(stores: Sequence[Store], where: Environment) -> list[Example]:
+def _examples(stores: Sequence[Store], where: Environment, selection: Selection) -> list[Example]:
     from autoconv.model.examples import read
 
-    places = [(store, problem) for store in stores for problem in store.problems(where.id)]
+    stored = ((store, problem) for store in stores for problem in store.problems(where.id))
+    places = [(store, problem) for store, problem in stored if selection.takes_problem(problem.key)]
     some = MemoryStore()  # as an example of every problem takes a millisecond
     some.add_environment(where.id, where.identity, where.circumstances)
     for qualification in (q for store in stores for q in store.qualifications() if q.environment == where.id):

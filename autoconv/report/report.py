@@ -96,7 +96,7 @@ def write(
         if not len(found.problems) and not selection.is_everything:
             raise ReportError(_lacking(selection, [store for _, store in own], list(shipped.values()), here))
         stores = [*(store for _, store in own), *shipped.values()]
-        models = list(model_cards(found.environments, stores, settings))
+        models = list(model_cards(found.environments, stores, settings, selection))
     tell(0.9)
     about = {
         "version": __version__,

@@ -15,6 +15,7 @@ from autoconv.problem import Kind
 from autoconv.report.explanation import finite
 from autoconv.report.grid import Column, Grid, paragraphs
 from autoconv.sweep.runner import Ending, Outcome
+from autoconv.words import counted
 
 MANY = 40
 """Outcomes past which a table has a row a network."""
@@ -145,7 +146,7 @@ def summary_lines(found: dict[str, Any]) -> list[str]:
     """The summary in a few lines for people."""
     if not found["problems"]:
         return ["nothing to time"]
-    lines = [f"{found['problems']} problems: " + ", ".join(f"{n} {e}" for e, n in found["endings"].items())]
+    lines = [f"{counted(found['problems'], 'problem')}: " + ", ".join(f"{n} {e}" for e, n in found["endings"].items())]
     if found["winners"]:
         lines.append("winners: " + ", ".join(f"{n} {name}" for name, n in found["winners"].items()))
     if found["gain_weighted"]:

@@ -64,7 +64,7 @@ def write(cases: Sequence[Case], backend: str, out: Path, *, leaves: int = LEAVE
             texts[out.with_name(f"{out.stem}_bench.py")] = benchmark_source(upstream)
     for path in texts:
         if path.exists() and not force:
-            msg = f"{path} exists: name another file, or ask for it to be replaced"
+            msg = f"{path} exists: name another file, or have it replaced (--force)"
             raise RuleError(msg)
     for path, text in texts.items():
         try:

@@ -133,7 +133,7 @@ def _check_target(source: Path, target: Path, *, force: bool) -> None:
         msg = f"cannot export {source} onto itself: name another file"
         raise StoreError(msg)
     if not force:
-        msg = f"{target} exists: name another file, or ask for it to be replaced"
+        msg = f"{target} exists: name another file, or have it replaced (--force)"
         raise StoreError(msg)
     for suffix in ("-wal", "-journal"):
         # SQLite would take it for the new file's, and break it.
@@ -150,8 +150,9 @@ def _copy(connection: sqlite3.Connection, out: Path, selection: Selection, brows
 
             migrate(copy, APPLICATION_ID, SCHEMA)  # so that others find its views
         copy.text_factory = text_or_bytes
-        copy.create_function("scrub", 1, lambda raw: scrubbed(raw.decode(errors="replace")))
-        copy.create_function("scrub_barred", 1, lambda raw: rows.scrubbed_barred(raw, scrubbed))
+        interrupts: list[KeyboardInterrupt] = []
+        _add_function(copy, "scrub", lambda raw: scrubbed(raw.decode(errors="replace")), interrupts)
+        _add_function(copy, "scrub_barred", lambda raw: rows.scrubbed_barred(raw, scrubbed), interrupts)
         copy.execute("BEGIN")
         copy.execute("DELETE FROM notes")
         copy.execute("DELETE FROM pending")
@@ -166,8 +167,11 @@ def _copy(connection: sqlite3.Connection, out: Path, selection: Selection, brows
         copy.execute("UPDATE qualifications SET origin = NULL")
         copy.execute("DELETE FROM origins")
         # As bytes: damaged text would not reach the function.
-        copy.execute("UPDATE records SET detail = scrub(CAST(detail AS BLOB)) WHERE detail <> ''")
-        copy.execute("UPDATE qualifications SET barred = scrub_barred(CAST(barred AS BLOB))")
+        try:
+            copy.execute("UPDATE records SET detail = scrub(CAST(detail AS BLOB)) WHERE detail <> ''")
+            copy.execute("UPDATE qualifications SET barred = scrub_barred(CAST(barred AS BLOB))")
+        except sqlite3.OperationalError as error:
+            raise (interrupts[0] if interrupts else error) from None
         if browsable:
             browsing.arrange(copy)
         else:
@@ -179,6 +183,21 @@ def _copy(connection: sqlite3.Connection, out: Path, selection: Selection, brows
             "SELECT (SELECT count(*) FROM environments WHERE identity IS NOT NULL), (SELECT count(*) FROM records)"
         ).fetchone()
         return Exported(environments, records)
+
+
+def _add_function(
+    copy: sqlite3.Connection, name: str, function: Callable[[bytes], str], interrupts: list[KeyboardInterrupt]
+) -> None:
+    """Add a function of one argument to SQL. SQLite tells of a Ctrl-C in it as of any error, so that it is kept."""
+
+    def called(raw: bytes) -> str:
+        try:
+            return function(raw)
+        except KeyboardInterrupt as interrupt:
+            interrupts.append(interrupt)
+            raise
+
+    copy.create_function(name, 1, called)
 
 
 def _leave_out(copy: sqlite3.Connection, selection: Selection) -> None:
