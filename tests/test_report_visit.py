@@ -107,7 +107,7 @@ def choose(page: Page, name: str, value: str) -> None:
 
 def search(page: Page, text: str) -> None:
     page.fill("#filters [name=search]", text)
-    page.wait_for_function("text => location.hash.includes(`search=${encodeURIComponent(text)}`)", arg=text)
+    page.wait_for_function("text => new URLSearchParams(location.hash.slice(1)).get('search') === text", arg=text)
     drawn(page)
 
 
@@ -191,16 +191,43 @@ def test_an_address_that_no_longer_holds_filters_nothing(page: Page) -> None:
     page.reload()
     drawn(page)
     assert count(page) == "74 of 74 problems"
-    page.click("#reset")
     assert "#" not in page.url
+    page.evaluate("location.hash = '#network=gone&dtype=bfloat16'")
+    page.wait_for_function("location.hash === '#dtype=bfloat16'")
+    drawn(page)
+    assert count(page) == "1 of 74 problems"
 
 
-def test_letters_that_are_typed_are_no_steps_to_go_back_over(page: Page) -> None:
+def test_what_is_typed_into_a_field_is_one_step_to_go_back_over(page: Page) -> None:
     choose(page, "dtype", "float32")
     steps = page.evaluate("history.length")
+    page.fill("[name=search]", " ")  # is nothing, and no step
+    page.wait_for_timeout(200)
+    search(page, "3x3")
     search(page, "3x3x3")
-    assert page.evaluate("history.length") == steps
+    assert page.evaluate("history.length") == steps + 1
     assert page.evaluate("location.hash") == "#dtype=float32&search=3x3x3"
+    back(page)
+    assert page.evaluate("location.hash") == "#dtype=float32"
+    assert page.input_value("[name=search]") == ""
+    search(page, "4x4")  # the field was never left, yet another step begins
+    back(page)
+    assert page.evaluate("location.hash") == "#dtype=float32"
+
+
+def test_what_is_typed_before_a_choice_is_a_step_even_if_it_was_not_yet_taken_in(page: Page) -> None:
+    choose(page, "dtype", "float32")
+    page.locator("[name=least]").press_sequentially("1.5")
+    page.locator("[name=winner]").focus()
+    choose(page, "winner", "kd_decomposition")
+    search(page, "3x3x3")
+    for hash_before in (
+        "#dtype=float32&winner=kd_decomposition&least=1.5",
+        "#dtype=float32&least=1.5",
+        "#dtype=float32",
+    ):
+        back(page)
+        assert set(page.evaluate("location.hash")[1:].split("&")) == set(hash_before[1:].split("&"))
 
 
 def test_a_problem_is_explained_beside_the_filter_in_one_address(page: Page) -> None:

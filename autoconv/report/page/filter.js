@@ -26,10 +26,11 @@ function testsOf(search) {
 }
 
 /** A filter over the data. `rows` are the numbers of the problems that pass; `set` changes it and tells `changed`, also
- * whether that was a step, which one can go back over, or a letter that was typed. */
+ * whether that was a step, which one can go back over: each is one, but a letter that follows another in its field. */
 function makeFilter(data, changed) {
   const state = { network: "", environment: "", dtype: "", kind: "", kernel: "", winner: "", algorithm: "", source: "", least: "", most: "", search: "" };
   const usual = { ...state };
+  let typing = ""; // the field whose letters are a step already
   const p = data.problems;
   const texts = new Array(data.count);
   const deviceNames = data.environments.map((e) => `${e.identity.device} · ${e.identity.backend} · MLX ${e.identity.mlx}`);
@@ -98,11 +99,16 @@ function makeFilter(data, changed) {
     rows: passing(),
     deviceNames,
     sourceNames,
-    set(changes, isStep = true) {
+    set(changes, field = "") {
+      const before = JSON.stringify(state);
       Object.assign(state, changes);
+      const isStep = field === "" || field !== typing;
+      if (JSON.stringify(state) !== before) typing = field; // what changes nothing, as a blank, was no step
       filter.rows = passing();
       changed(isStep);
     },
+    /** The next letter is a step again, in whichever field. */
+    leave() { typing = ""; },
     clear() { filter.set(usual); },
     /** What an address is to say, by name, empty for what is not set. */
     get values() {
@@ -113,6 +119,7 @@ function makeFilter(data, changed) {
       const before = JSON.stringify(state);
       for (const name of Object.keys(state)) state[name] = restored(name, values.get(name) ?? "");
       filter.rows = passing();
+      typing = "";
       return JSON.stringify(state) !== before;
     },
     /** The filter in words, empty where all pass. */
@@ -151,6 +158,7 @@ function makeFilterForm(data, filter) {
     source: counted(p.source, data.sources.map((_, i) => String(i))).map(([i, , n]) => [i, filter.sourceNames[i], n]),
   };
   const fields = {};
+  const stops = []; // of what was typed and is not yet taken in
   for (const [name, title] of SELECTS) {
     const select = make("select", { name, onchange: () => filter.set({ [name]: select.value }) }, make("option", { value: "" }, "all"));
     for (const [value, text, count] of options[name]) {
@@ -161,10 +169,10 @@ function makeFilterForm(data, filter) {
   }
   const typed = (name, attributes) => {
     let waiting = 0;
-    const input = make("input", { name, ...attributes, oninput: () => {
-      clearTimeout(waiting);
-      waiting = setTimeout(() => filter.set({ [name]: input.value.trim() }, false), 150);
-    } });
+    const take = () => { waiting = 0; filter.set({ [name]: input.value.trim() }, name); };
+    const stop = () => { const isWaiting = waiting !== 0; clearTimeout(waiting); waiting = 0; return isWaiting; };
+    const input = make("input", { name, ...attributes, oninput: () => { stop(); waiting = setTimeout(take, 150); }, onblur: () => { if (stop()) take(); filter.leave(); } });
+    stops.push(stop);
     fields[name] = input;
     return input;
   };
@@ -176,6 +184,7 @@ function makeFilterForm(data, filter) {
   form.append(make("button", { type: "button", id: "reset", class: "short", onclick: () => filter.clear() }, "Reset"));
   form.addEventListener("submit", (event) => event.preventDefault());
   return (isRestored = false) => {
+    if (isRestored) for (const stop of stops) stop();
     for (const [name, field] of Object.entries(fields)) {
       if (isRestored || document.activeElement !== field) field.value = filter.state[name];
       field.parentElement.classList.toggle("set", filter.isSet(name));

@@ -169,8 +169,11 @@ async function main() {
   const address = makeAddress([...Object.keys(filter.state), "explain"], () => {
     const isAnother = filter.restore(address.values);
     explain.follow();
+    drop();
     if (isAnother) page.draw(true);
   });
+  /** Let the address say no more than what was found. */
+  const drop = () => address.write(filter.values, { isStep: false, state: history.state });
   filter.restore(address.values);
   const explain = makeExplain({ data, address, refocus: (i) => table.refocus(i) });
   const context = { data, filter, open: explain.open, redraw: (figure) => drawer.drawNow(figure) };
@@ -189,6 +192,7 @@ async function main() {
   watchSections();
   watchPaper({ table, figures, drawer });
   explain.follow();
+  drop();
   let width = innerWidth;
   addEventListener("resize", () => { if ((width <= 860) !== (innerWidth <= 860)) { width = innerWidth; page.draw(); } });
   await page.draw(true);
