@@ -9,17 +9,23 @@ const LONG = new Set(["network", "environment"]);
 const TYPED = { least: "speed-up from", most: "speed-up to", search: "search" };
 
 /** What is searched, and what is searched for, in one way of writing: small letters, and `x` between the sizes of a shape
- * for `×`, `*` and a comma. A `*` between two shapes, which has room around it, stays. */
+ * for `×`, `*` and a comma, without the brackets that Python writes around it. A `*` between two shapes, which has room
+ * around it, stays. */
 const folded = (text) => text.toLowerCase()
-  .replace(/(?<=\d)(?:\s*[×,]\s*|\*|\s+x\s+)(?=\d)/g, "x");
+  .replace(/(?<=\d)(?:\s*[×,]\s*|\*|\s+x\s+)(?=\d)/g, "x")
+  .replace(/[([]\s*(?=\d+x\d)|(?<=\dx\d+)\s*,?\s*[)\]]/g, " ");
 
-/** Tests of texts that are folded, one for each word that is searched for. */
+/** A name as commands may write it: letters and digits alone. */
+const bare = (name) => name.toLowerCase().replace(/[^\p{L}\p{N}]/gu, "");
+
+/** Tests of texts that are folded and of networks' bare names, one for each word that is searched for. */
 function testsOf(search) {
   const asShape = (word) => (/^[\dx×*,]+$/.test(word) ? word.replace(/[×*,]/g, "x") : word);
   return folded(search).split(/\s+/).map(asShape).filter((word) => word && !/^[×*x,]+$/.test(word)).map((word) => {
     // A shape begins with a whole number, and is no argument's, such as `s1,1,1`; a dtype is no end of `bfloat16`.
     const before = /^\d+x[\dx]*$/.test(word) ? "(?<!\\d|\\s[spdi]|:)" : /^float\d*$/.test(word) ? "(?<!\\w)" : "";
-    if (!before) return (text) => text.includes(word);
+    const name = /\p{L}/u.test(word) ? bare(word) : "";
+    if (!before) return (text, networks) => text.includes(word) || (name !== "" && networks.includes(name));
     const pattern = new RegExp(before + word);
     return (text) => pattern.test(text);
   });
@@ -33,6 +39,7 @@ function makeFilter(data, changed) {
   let typing = ""; // the field whose letters are a step already
   const p = data.problems;
   const texts = new Array(data.count);
+  const bareNames = data.networkSets.map((set) => set.map(([name]) => bare(name)).join("\n"));
   const deviceNames = data.environments.map((e) => `${e.identity.device} · ${e.identity.backend} · MLX ${e.identity.mlx}`);
   const sourceNames = data.sources.map((s) => s.imported.length ? `${s.name}, imported ${s.imported.join(", ")}` : `${s.name} (${s.kind})`);
   // In an address devices and files have names that hold in a report that is made anew; else they have numbers.
@@ -88,7 +95,7 @@ function makeFilter(data, changed) {
       if (algorithm >= 0 && !tried(i, algorithm)) continue;
       if (known(least) && !(p.speedup[i] >= least)) continue;
       if (known(most) && !(p.speedup[i] <= most)) continue;
-      if (tests.length && !tests.every((test) => test(textOf(i)))) continue;
+      if (tests.length && !tests.every((test) => test(textOf(i), bareNames[p.networks[i]]))) continue;
       found[count++] = i;
     }
     return found.subarray(0, count);

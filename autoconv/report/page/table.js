@@ -6,6 +6,7 @@ const COLUMNS = [
 ];
 
 const YOURS = "yours"; // the order in which it opens where there are rows of the user's own and others
+const LETTER = 7; // pixels that one takes, as most do
 const PRINTED = ["what", "network", "dtype", "native", "best", "winner", "speed"];
 
 /** The table; `draw` shows what passes the filter, `refocus` a row that had the focus, `printed` makes a list of its first
@@ -18,13 +19,16 @@ function makeTable({ data, filter, open }) {
   const sorting = { by: data.hasOthers ? YOURS : "speed", down: true };
   let order = filter.rows;
 
-  const networkText = (i) => {
-    const names = data.networkSets[p.networks[i]].map(([name]) => name);
-    const first = names.find(data.isOwn) ?? names[0];
-    return names.length > 1 ? `${first} +${names.length - 1}` : first;
+  const namesOf = (i) => data.networkSets[p.networks[i]].map(([name]) => name);
+  /** The network that one filters by, else the user's own, else any; and how many others there are. */
+  const networkText = (i, most = Infinity) => {
+    const names = namesOf(i);
+    const first = names.find((name) => name === filter.state.network) ?? names.find(data.isOwn) ?? names[0];
+    const more = names.length > 1 ? ` +${names.length - 1}` : "";
+    return shortened(first, most - more.length) + more;
   };
   const cells = {
-    network: networkText,
+    network: (i) => networkText(i),
     what: (i) => labelOf(data, i) + (data.kinds[p.kind[i]] === "forward" ? "" : `, ${words(data.kinds[p.kind[i]])}`),
     dtype: (i) => data.dtypes[p.dtype[i]],
     gflop: (i) => workText(p.gflop[i]),
@@ -69,11 +73,19 @@ function makeTable({ data, filter, open }) {
   byId("sort").append(make("label", {}, "sort by", orders), direction);
   place.append(heads, view);
 
+  /** How many letters of a network's name a row has room for: in a column, or beside its dtype. */
+  function roomOf(i) {
+    const room = heads.clientWidth ? heads.firstChild.clientWidth : view.clientWidth - 24;
+    return Math.max(12, Math.floor(room / LETTER) - (heads.clientWidth ? 0 : cells.dtype(i).length + 3));
+  }
+
   function rowOf(at, height) {
     const i = order[at];
     const row = make("div", { class: "row", role: "row", tabindex: "0", "data-row": i, "aria-rowindex": at + 1 }, ...COLUMNS.map(([name, , isNumber]) => {
-      const text = cells[name](i);
-      const cell = make("div", { class: `${name}${isNumber ? " n" : ""}${name === "speed" && p.speedup[i] > 1 ? " gain" : ""}`, role: "gridcell", title: text });
+      const text = name === "network" ? networkText(i, roomOf(i)) : cells[name](i);
+      const title = name === "network" ? namesOf(i).join("\n") : text;
+      const cell = make("div", { class: `${name}${isNumber ? " n" : ""}${name === "speed" && p.speedup[i] > 1 ? " gain" : ""}`, role: "gridcell", title });
+      if (name === "network") cell.dataset.dtype = cells.dtype(i);
       if (name === "winner") cell.append(glyph(data.algorithms[p.algorithm[i]]), " ");
       cell.append(text);
       return cell;
@@ -85,7 +97,7 @@ function makeTable({ data, filter, open }) {
   const none = make("p", { class: "muted none", hidden: true }, "Nothing passes the filter.");
   view.after(none);
 
-  const heightOfRow = () => (innerWidth <= 860 ? 58 : 34);
+  const heightOfRow = () => (innerWidth <= 860 ? 78 : 34);
 
   function show() {
     const height = heightOfRow();
