@@ -246,6 +246,62 @@ def test_the_colours_stay_explained_beside_every_plot(browser: Browser, small: R
         assert box["height"] < 45
 
 
+def test_a_legend_too_long_for_a_line_takes_another_and_on_a_phone_fades(browser: Browser, small: Report) -> None:
+    with closing(browsers.new_page(browser, width=1000)) as page:
+        seen = watched(page, small.file)
+        place = page.locator("#legend")
+        place.evaluate("legend => { for (let k = 0; k < 9; k++) legend.append(legend.lastChild.cloneNode(true)); }")
+        lines = "legend => new Set([...legend.children].map((chip) => chip.getBoundingClientRect().top)).size"
+        is_whole = "legend => legend.scrollWidth <= legend.clientWidth"
+        fade = "legend => getComputedStyle(legend).maskImage"
+        assert place.evaluate(lines) > 1
+        assert place.evaluate(is_whole)
+        assert place.evaluate(fade) == "none"
+        page.set_viewport_size({"width": 390, "height": 844})
+        seen.drawn()
+        assert place.evaluate(lines) == 1
+        assert not place.evaluate(is_whole)
+        assert "gradient" in place.evaluate(fade)
+
+
+def test_a_network_s_bar_cuts_its_long_name_in_the_middle(browser: Browser, tmp_path: Path) -> None:
+    names = [f"3D U-Net (pytorch-3dunet f_maps={maps})" for maps in (32, 64)]
+    database = tmp_path / "long.db"
+    with closing(open_store(database)) as store:
+        store.add_environment(GPU.id, dict(GPU.identity), {})
+        store.add(FIRST, rows(FIRST, 500.0))
+        for name in names:
+            store.name_network(name, {FIRST: 1})
+    report = write(tmp_path / "report.html", settings.from_environment({}), Selection(), None, [database])
+    with closing(browsers.new_page(browser, width=390, height=844)) as page:
+        told = ticks(watched(page, report.file), "gains", "y")
+    assert len(told) == len(set(told)) == 2
+    assert all(text.startswith("3D U-Net") and re.search(r"(32|64)\)", text) for text in told)
+
+
+def test_on_paper_the_bars_of_many_networks_are_thinner_so_that_a_sheet_holds_them(
+    browser: Browser, tmp_path: Path
+) -> None:
+    database = tmp_path / "many.db"
+    with closing(open_store(database)) as store:
+        store.add_environment(GPU.id, dict(GPU.identity), {})
+        store.add(FIRST, rows(FIRST, 500.0))
+        for number in range(40):
+            store.name_network(f"network {number}", {FIRST: 1})
+    report = write(tmp_path / "report.html", settings.from_environment({}), Selection(), None, [database])
+    with closing(browsers.new_page(browser)) as page:
+        seen = watched(page, report.file)
+        seen.bring("gains")
+        on_screen = page.evaluate("document.getElementById('gains-plot')._fullLayout.height")
+        page.emulate_media(media="print")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        on_paper = page.evaluate("document.getElementById('gains-plot')._fullLayout.height")
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert on_screen > 40 * 20
+        assert on_paper < 650  # of the thousand pixels of a sheet, where the figures at the top have theirs
+        assert page.evaluate("document.getElementById('gains-plot')._fullLayout.height") == pytest.approx(on_screen)
+
+
 def test_a_chip_selects_and_stays_where_it_is(seen: Seen) -> None:
     chips = seen.page.locator("#legend button")
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HERE = environment.of(mx.default_device())
 TIMES = "\N{MULTIPLICATION SIGN}"
 MINE = "matrix_x3d.py"
+LONG_NAMES = tuple(f"network_of_a_long_name, Wan2.1, nnU-Net, f_maps={maps}" for maps in (32, 64))
 CUBE = Problem.parse((1, 4, 8, 8, 8), (16, 3, 3, 3, 8), padding=1)
 TINY = Problem.parse((1, 2, 4, 4, 4), (4, 1, 1, 1, 4), dtype="float16")
 PATCHES = Problem.parse((1, 50, 256, 256, 3), (1152, 2, 8, 8, 3), stride=(2, 8, 8), dtype="bfloat16")
@@ -56,6 +57,8 @@ def write_report(folder: Path, own: list[Problem], came: list[Problem]) -> Path:
                 store.add(problem, found(problem, us))
             if path == database:
                 store.name_network(MINE, dict.fromkeys(own, 1))
+                for name, problem in zip(LONG_NAMES, own, strict=False):
+                    store.name_network(name, {problem: 1})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shipped, "shipped_files", lambda: [with_package])
         patch.setattr(shipped, "shipped_models", lambda _backend: [])
@@ -107,7 +110,7 @@ def choose(page: Page, name: str, value: str) -> None:
 
 def search(page: Page, text: str) -> None:
     page.fill("#filters [name=search]", text)
-    page.wait_for_function("text => location.hash.includes(`search=${encodeURIComponent(text)}`)", arg=text)
+    page.wait_for_function("text => new URLSearchParams(location.hash.slice(1)).get('search') === text", arg=text)
     drawn(page)
 
 
@@ -139,6 +142,18 @@ CUBE_TOLD = f"1{TIMES}4{TIMES}8{TIMES}8{TIMES}8 * 16{TIMES}3{TIMES}3{TIMES}3{TIM
         ("3x3x", {CUBE, LARGE}),  # on the way there
         (f"3{TIMES}3{TIMES}", {CUBE, LARGE}),
         ("1x50x256x256x3", {PATCHES}),
+        ("(3,3,3)", {CUBE, LARGE}),
+        ("[3, 3, 3]", {CUBE, LARGE}),
+        ("(3, 3, 3,)", {CUBE, LARGE}),
+        ("[1, 50, 256, 256, 3]", {PATCHES}),
+        ("[1, 50, 256", {PATCHES}),
+        ("(1, 4, 8, 8, 8), (16, 3, 3, 3, 8)", {CUBE}),
+        ("kd_decomposition(sum=float32) 1152", {PATCHES}),
+        ("wan21", {CUBE, TINY}),
+        ("Wan2.1", {CUBE, TINY}),
+        ("nnunet", {CUBE, TINY}),
+        ("nn_u_net", {CUBE, TINY}),
+        ("...", set()),  # is no name without its letters
         ("0x256x256x3", set()),  # a size is a whole number
         (CUBE_TOLD, {CUBE}),
         (CUBE_TOLD.replace(TIMES, "x"), {CUBE}),
@@ -191,16 +206,43 @@ def test_an_address_that_no_longer_holds_filters_nothing(page: Page) -> None:
     page.reload()
     drawn(page)
     assert count(page) == "74 of 74 problems"
-    page.click("#reset")
     assert "#" not in page.url
+    page.evaluate("location.hash = '#network=gone&dtype=bfloat16'")
+    page.wait_for_function("location.hash === '#dtype=bfloat16'")
+    drawn(page)
+    assert count(page) == "1 of 74 problems"
 
 
-def test_letters_that_are_typed_are_no_steps_to_go_back_over(page: Page) -> None:
+def test_what_is_typed_into_a_field_is_one_step_to_go_back_over(page: Page) -> None:
     choose(page, "dtype", "float32")
     steps = page.evaluate("history.length")
+    page.fill("[name=search]", " ")  # is nothing, and no step
+    page.wait_for_timeout(200)
+    search(page, "3x3")
     search(page, "3x3x3")
-    assert page.evaluate("history.length") == steps
+    assert page.evaluate("history.length") == steps + 1
     assert page.evaluate("location.hash") == "#dtype=float32&search=3x3x3"
+    back(page)
+    assert page.evaluate("location.hash") == "#dtype=float32"
+    assert page.input_value("[name=search]") == ""
+    search(page, "4x4")  # the field was never left, yet another step begins
+    back(page)
+    assert page.evaluate("location.hash") == "#dtype=float32"
+
+
+def test_what_is_typed_before_a_choice_is_a_step_even_if_it_was_not_yet_taken_in(page: Page) -> None:
+    choose(page, "dtype", "float32")
+    page.locator("[name=least]").press_sequentially("1.5")
+    page.locator("[name=winner]").focus()
+    choose(page, "winner", "kd_decomposition")
+    search(page, "3x3x3")
+    for hash_before in (
+        "#dtype=float32&winner=kd_decomposition&least=1.5",
+        "#dtype=float32&least=1.5",
+        "#dtype=float32",
+    ):
+        back(page)
+        assert set(page.evaluate("location.hash")[1:].split("&")) == set(hash_before[1:].split("&"))
 
 
 def test_a_problem_is_explained_beside_the_filter_in_one_address(page: Page) -> None:
@@ -275,11 +317,11 @@ def test_a_page_that_may_keep_nothing_changes_its_look_all_the_same(browser: Bro
 def test_the_user_s_own_rows_stand_first_and_the_page_says_whose_there_are(page: Page) -> None:
     page.reload()
     drawn(page)
-    assert texts(page, "network")[:3] == [MINE, MINE, "random and others"]
+    assert texts(page, "network")[:3] == [f"{MINE} +1", f"{MINE} +1", "random and others"]
     assert texts(page, "speed")[:3] == [f"1.25{TIMES}", f"1.25{TIMES}", f"2.00{TIMES}"]
     told = "2 measured here, 72 came with autoconv"
     assert told in page.inner_text("#tiles")
-    assert page.inner_text("#mix").startswith(f"74 problems: {told}. The table begins with {MINE}.")
+    assert page.inner_text("#mix").startswith(f"74 problems: {told}. The table begins with {MINE}, ")
     page.click("#mix button")
     drawn(page)
     assert count(page) == "2 of 74 problems"
@@ -301,6 +343,37 @@ def test_work_has_a_unit_and_three_digits(page: Page) -> None:
     assert texts(page, "gflop")[0] == f"{2 * multiply_adds / 1e12:.2f} TFLOP"
     page.click(".heads [data-name=gflop] button")
     assert texts(page, "gflop")[0] == f"{2 * 2 * 4 * 4 * 4 * 4 / 1e3:.2f} kFLOP"
+
+
+def test_a_row_names_the_network_one_filters_by_and_tells_all(page: Page) -> None:
+    both = sorted((MINE, LONG_NAMES[1]))
+    choose(page, "dtype", "float16")
+    cell = page.locator(".rows .row .network")
+    assert texts(page, "network") == [f"{MINE} +1"]
+    assert sorted((cell.get_attribute("title") or "").split("\n")) == both
+    choose(page, "network", LONG_NAMES[1])
+    (told,) = texts(page, "network")
+    assert re.fullmatch(r"net.*\N{HORIZONTAL ELLIPSIS}.*64 \+1", told)
+    assert sorted((cell.get_attribute("title") or "").split("\n")) == both
+    assert cell.evaluate("cell => cell.scrollWidth <= cell.clientWidth")
+
+
+def test_figures_of_the_user_s_own_and_of_all_say_which_they_are(page: Page) -> None:
+    notes = page.locator("#tiles dd:last-child")
+    own, *others = notes.all_inner_texts()[1:]
+    assert "of yours" in own
+    assert all("yours and others" in note for note in others)
+    page.click("#mix button")
+    drawn(page)
+    assert not any("others" in note for note in notes.all_inner_texts())
+
+
+def test_fields_of_one_row_stand_on_one_line(page: Page) -> None:
+    boxes = page.locator("#filters :is(select, input, button)").evaluate_all(
+        "all => all.map(field => field.getBoundingClientRect()).map(box => [box.top, box.height])"
+    )
+    assert len({top for top, _ in boxes}) == 2
+    assert len({height for _, height in boxes}) == 1
 
 
 def height(page: Page, selector: str) -> float:
@@ -363,6 +436,18 @@ def test_paper_has_light_colours_plots_of_its_width_and_a_list_of_rows(browser: 
         assert again == pytest.approx(wide, abs=1)
 
 
+def test_paper_keeps_the_colours_of_signs_and_breaks_between_what_belongs_together(page: Page) -> None:
+    page.emulate_media(media="print")
+
+    def style(selector: str, name: str) -> str:
+        return str(page.locator(selector).first.evaluate("(element, name) => getComputedStyle(element)[name]", name))
+
+    assert style("#legend .glyph", "printColorAdjust") == "exact"
+    assert style("#problems h2", "breakAfter") == "avoid"
+    assert style("#gains figcaption", "breakAfter") == "avoid"
+    assert style("#legend", "flexWrap") == "wrap"
+
+
 def test_printing_tells_the_page_before_and_after(page: Page) -> None:
     page.evaluate(
         "addEventListener('beforeprint', () => { window.rows = document.querySelectorAll('#printed tr').length; })"
@@ -391,6 +476,19 @@ def test_on_a_phone_rows_are_sorted_by_a_choice(phone: Page) -> None:
     assert texts(phone, "what")[0].startswith(f"1{TIMES}16{TIMES}96")
     phone.click("#sort button")
     assert texts(phone, "what")[0].startswith(f"1{TIMES}2{TIMES}4{TIMES}4")
+
+
+def test_on_a_phone_a_row_tells_its_dtype_and_its_network(phone: Page) -> None:
+    phone.select_option("#sort select", "yours")
+    cell = phone.locator(".rows .row .network").first
+    assert cell.is_visible()
+    assert cell.inner_text() == f"{MINE} +1"
+    assert re.search("float", cell.evaluate("cell => getComputedStyle(cell, '::before').content + cell.dataset.dtype"))
+    inside = """cell => {
+        const [of, row] = [cell, cell.parentElement].map((element) => element.getBoundingClientRect());
+        return of.top >= row.top && of.bottom <= row.bottom && cell.scrollWidth <= cell.clientWidth;
+    }"""
+    assert cell.evaluate(inside)
 
 
 @pytest.mark.parametrize("width", [320, 390])

@@ -9,29 +9,37 @@ const LONG = new Set(["network", "environment"]);
 const TYPED = { least: "speed-up from", most: "speed-up to", search: "search" };
 
 /** What is searched, and what is searched for, in one way of writing: small letters, and `x` between the sizes of a shape
- * for `×`, `*` and a comma. A `*` between two shapes, which has room around it, stays. */
+ * for `×`, `*` and a comma, without the brackets that Python writes around it. A `*` between two shapes, which has room
+ * around it, stays. */
 const folded = (text) => text.toLowerCase()
-  .replace(/(?<=\d)(?:\s*[×,]\s*|\*|\s+x\s+)(?=\d)/g, "x");
+  .replace(/(?<=\d)(?:\s*[×,]\s*|\*|\s+x\s+)(?=\d)/g, "x")
+  .replace(/[([]\s*(?=\d+x\d)|(?<=\dx\d+)\s*,?\s*[)\]]/g, " ");
 
-/** Tests of texts that are folded, one for each word that is searched for. */
+/** A name as commands may write it: letters and digits alone. */
+const bare = (name) => name.toLowerCase().replace(/[^\p{L}\p{N}]/gu, "");
+
+/** Tests of texts that are folded and of networks' bare names, one for each word that is searched for. */
 function testsOf(search) {
   const asShape = (word) => (/^[\dx×*,]+$/.test(word) ? word.replace(/[×*,]/g, "x") : word);
   return folded(search).split(/\s+/).map(asShape).filter((word) => word && !/^[×*x,]+$/.test(word)).map((word) => {
     // A shape begins with a whole number, and is no argument's, such as `s1,1,1`; a dtype is no end of `bfloat16`.
     const before = /^\d+x[\dx]*$/.test(word) ? "(?<!\\d|\\s[spdi]|:)" : /^float\d*$/.test(word) ? "(?<!\\w)" : "";
-    if (!before) return (text) => text.includes(word);
+    const name = /\p{L}/u.test(word) ? bare(word) : "";
+    if (!before) return (text, networks) => text.includes(word) || (name !== "" && networks.includes(name));
     const pattern = new RegExp(before + word);
     return (text) => pattern.test(text);
   });
 }
 
 /** A filter over the data. `rows` are the numbers of the problems that pass; `set` changes it and tells `changed`, also
- * whether that was a step, which one can go back over, or a letter that was typed. */
+ * whether that was a step, which one can go back over: each is one, but a letter that follows another in its field. */
 function makeFilter(data, changed) {
   const state = { network: "", environment: "", dtype: "", kind: "", kernel: "", winner: "", algorithm: "", source: "", least: "", most: "", search: "" };
   const usual = { ...state };
+  let typing = ""; // the field whose letters are a step already
   const p = data.problems;
   const texts = new Array(data.count);
+  const bareNames = data.networkSets.map((set) => set.map(([name]) => bare(name)).join("\n"));
   const deviceNames = data.environments.map((e) => `${e.identity.device} · ${e.identity.backend} · MLX ${e.identity.mlx}`);
   const sourceNames = data.sources.map((s) => s.imported.length ? `${s.name}, imported ${s.imported.join(", ")}` : `${s.name} (${s.kind})`);
   // In an address devices and files have names that hold in a report that is made anew; else they have numbers.
@@ -87,7 +95,7 @@ function makeFilter(data, changed) {
       if (algorithm >= 0 && !tried(i, algorithm)) continue;
       if (known(least) && !(p.speedup[i] >= least)) continue;
       if (known(most) && !(p.speedup[i] <= most)) continue;
-      if (tests.length && !tests.every((test) => test(textOf(i)))) continue;
+      if (tests.length && !tests.every((test) => test(textOf(i), bareNames[p.networks[i]]))) continue;
       found[count++] = i;
     }
     return found.subarray(0, count);
@@ -98,11 +106,16 @@ function makeFilter(data, changed) {
     rows: passing(),
     deviceNames,
     sourceNames,
-    set(changes, isStep = true) {
+    set(changes, field = "") {
+      const before = JSON.stringify(state);
       Object.assign(state, changes);
+      const isStep = field === "" || field !== typing;
+      if (JSON.stringify(state) !== before) typing = field; // what changes nothing, as a blank, was no step
       filter.rows = passing();
       changed(isStep);
     },
+    /** The next letter is a step again, in whichever field. */
+    leave() { typing = ""; },
     clear() { filter.set(usual); },
     /** What an address is to say, by name, empty for what is not set. */
     get values() {
@@ -113,6 +126,7 @@ function makeFilter(data, changed) {
       const before = JSON.stringify(state);
       for (const name of Object.keys(state)) state[name] = restored(name, values.get(name) ?? "");
       filter.rows = passing();
+      typing = "";
       return JSON.stringify(state) !== before;
     },
     /** The filter in words, empty where all pass. */
@@ -151,6 +165,7 @@ function makeFilterForm(data, filter) {
     source: counted(p.source, data.sources.map((_, i) => String(i))).map(([i, , n]) => [i, filter.sourceNames[i], n]),
   };
   const fields = {};
+  const stops = []; // of what was typed and is not yet taken in
   for (const [name, title] of SELECTS) {
     const select = make("select", { name, onchange: () => filter.set({ [name]: select.value }) }, make("option", { value: "" }, "all"));
     for (const [value, text, count] of options[name]) {
@@ -161,10 +176,10 @@ function makeFilterForm(data, filter) {
   }
   const typed = (name, attributes) => {
     let waiting = 0;
-    const input = make("input", { name, ...attributes, oninput: () => {
-      clearTimeout(waiting);
-      waiting = setTimeout(() => filter.set({ [name]: input.value.trim() }, false), 150);
-    } });
+    const take = () => { waiting = 0; filter.set({ [name]: input.value.trim() }, name); };
+    const stop = () => { const isWaiting = waiting !== 0; clearTimeout(waiting); waiting = 0; return isWaiting; };
+    const input = make("input", { name, ...attributes, oninput: () => { stop(); waiting = setTimeout(take, 150); }, onblur: () => { if (stop()) take(); filter.leave(); } });
+    stops.push(stop);
     fields[name] = input;
     return input;
   };
@@ -176,6 +191,7 @@ function makeFilterForm(data, filter) {
   form.append(make("button", { type: "button", id: "reset", class: "short", onclick: () => filter.clear() }, "Reset"));
   form.addEventListener("submit", (event) => event.preventDefault());
   return (isRestored = false) => {
+    if (isRestored) for (const stop of stops) stop();
     for (const [name, field] of Object.entries(fields)) {
       if (isRestored || document.activeElement !== field) field.value = filter.state[name];
       field.parentElement.classList.toggle("set", filter.isSet(name));

@@ -54,6 +54,13 @@ const times = (ratio) => (known(ratio) ? `${ratio >= 99.5 ? ratio.toFixed(0) : r
 const small = (number) => (known(number) ? (number === Infinity ? "not finite" : number.toExponential(1)) : "");
 const share = (part, digits = 0) => `${(100 * part).toFixed(digits)}%`;
 
+/** A name in so many letters, cut in its middle: names that begin alike often differ at their ends. */
+function shortened(name, most) {
+  if (name.length <= most) return name;
+  const end = Math.floor((most - 1) / 2);
+  return `${name.slice(0, most - 1 - end)}…${end ? name.slice(-end) : ""}`;
+}
+
 /** Texts as an enumeration. */
 const listed = (texts) => (texts.length > 1 ? `${texts.slice(0, -1).join(", ")} and ${texts.at(-1)}` : texts[0]);
 

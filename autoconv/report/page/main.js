@@ -46,15 +46,17 @@ function drawTiles(data, filter) {
   const named = mine.length ? mine : all; // those known by their shapes share problems with the user's own
   const before = named.reduce((sum, each) => sum + each.before, 0);
   const after = named.reduce((sum, each) => sum + each.after, 0);
+  // That tile is of the user's own where there are some: where there are others too, each says which it is of.
+  const scope = mine.length && filter.rows.some((i) => !data.isMine(i)) ? ", yours and others" : "";
   const kinds = kindsOf(data, filter.rows);
   const note = [...(filter.rows.length < data.count ? [`of ${whole(data.count)} in this report`] : []), ...(kinds.length > 1 ? kinds.map(([count, where]) => `${whole(count)} ${where}`) : [])];
   const tiles = [
     ["Problems", whole(filter.rows.length), note.join(", ") || "in this report"],
-    ["Gain on networks", after ? times(before / after) : "–", named.length ? `time-weighted, ${named.length === 1 ? named[0].name : `${whole(named.length)} networks${mine.length ? " of yours" : ""}`}${part}` : "no known network"],
-    ["Gain on a problem", compared ? times(Math.exp(logs / compared)) : "–", "geometric mean"],
-    ["Another than native", compared ? share(faster / compared) : "–", `of ${whole(compared)} that can be compared`],
-    ["Most", compared ? times(most) : "–", "as fast as native"],
-    ["Native cannot", whole(cannot), failed ? `another way can; on ${whole(failed)} no way is accurate` : "another way can"],
+    ["Gain on networks", after ? times(before / after) : "–", named.length ? `time-weighted, ${named.length === 1 ? `${named[0].name}${scope && " (yours)"}` : `${whole(named.length)} networks${mine.length ? " of yours" : ""}`}${part}` : "no known network"],
+    ["Gain on a problem", compared ? times(Math.exp(logs / compared)) : "–", `geometric mean${scope}`],
+    ["Another than native", compared ? share(faster / compared) : "–", `of ${whole(compared)} that can be compared${scope}`],
+    ["Most", compared ? times(most) : "–", `as fast as native${scope}`],
+    ["Native cannot", whole(cannot), failed ? `another way can; on ${whole(failed)} no way is accurate${scope}` : `another way can${scope}`],
   ];
   byId("tiles").replaceChildren(...tiles.map(([name, value, note]) => make("div", {}, make("dt", {}, name), make("dd", {}, value), make("dd", {}, note))));
 }
@@ -169,8 +171,11 @@ async function main() {
   const address = makeAddress([...Object.keys(filter.state), "explain"], () => {
     const isAnother = filter.restore(address.values);
     explain.follow();
+    drop();
     if (isAnother) page.draw(true);
   });
+  /** Let the address say no more than what was found. */
+  const drop = () => address.write(filter.values, { isStep: false, state: history.state });
   filter.restore(address.values);
   const explain = makeExplain({ data, address, refocus: (i) => table.refocus(i) });
   const context = { data, filter, open: explain.open, redraw: (figure) => drawer.drawNow(figure) };
@@ -189,6 +194,7 @@ async function main() {
   watchSections();
   watchPaper({ table, figures, drawer });
   explain.follow();
+  drop();
   let width = innerWidth;
   addEventListener("resize", () => { if ((width <= 860) !== (innerWidth <= 860)) { width = innerWidth; page.draw(); } });
   await page.draw(true);

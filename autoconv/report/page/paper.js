@@ -2,6 +2,8 @@
 
 const MOST_PRINTED = 50;
 
+const isPaper = () => document.documentElement.dataset.paper !== undefined;
+
 /** Draw for paper before the page is printed, and for the screen again after. Browsers wait for no promise there. */
 function watchPaper({ table, figures, drawer }) {
   const root = document.documentElement;

@@ -23,6 +23,8 @@ function gainsOf(data, filter) {
 /** Whether the filter leaves a part of a network's problems: all but the choice of a network does. */
 const isPart = (filter) => Object.keys(filter.state).some((name) => name !== "network" && filter.isSet(name));
 
+const PAPER_HEIGHT = 500; // pixels that its bars have on the first sheet
+
 /** Bars: how much faster each network is than with native alone. */
 function gainsFigure({ data, filter }) {
   const figure = makeFigure("gains", "Gain by network", { wide: true });
@@ -30,8 +32,10 @@ function gainsFigure({ data, filter }) {
     const gains = gainsOf(data, filter).sort((a, b) => (a.name === data.others) - (b.name === data.others) || data.isOwn(b.name) - data.isOwn(a.name) || b.gain - a.gain);
     const narrow = isNarrow();
     figure.say(`Time of ${isPart(filter) ? "those of its convolutions that pass the filter" : "all its convolutions"} with native, over the time with what is chosen, weighted by how often a pass calls each${data.own.length && gains.length > 1 ? "; yours first, then those known by their shapes" : ""}.${filter.state.network ? "" : " A bar selects its network."}`);
-    const short = (name) => { const most = narrow ? 22 : 46; return name.length > most ? `${name.slice(0, most - 1)}…` : name; };
-    const height = 76 + 21 * gains.length;
+    const short = (name) => shortened(name, narrow ? 22 : 46);
+    // On paper it has room beside what the page begins with.
+    const line = isPaper() ? Math.max(11, Math.min(21, PAPER_HEIGHT / gains.length)) : 21;
+    const height = 76 + Math.ceil(line * gains.length);
     const most = Math.max(1.1, ...gains.map((sum) => sum.gain));
     draw(figure, [{
       type: "bar", orientation: "h", base: 1, x: gains.map((sum) => sum.gain - 1), y: gains.map((_, k) => k),

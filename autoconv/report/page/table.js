@@ -6,6 +6,7 @@ const COLUMNS = [
 ];
 
 const YOURS = "yours"; // the order in which it opens where there are rows of the user's own and others
+const LEAST_NAME = 9; // letters of a network's name
 const PRINTED = ["what", "network", "dtype", "native", "best", "winner", "speed"];
 
 /** The table; `draw` shows what passes the filter, `refocus` a row that had the focus, `printed` makes a list of its first
@@ -18,13 +19,16 @@ function makeTable({ data, filter, open }) {
   const sorting = { by: data.hasOthers ? YOURS : "speed", down: true };
   let order = filter.rows;
 
-  const networkText = (i) => {
-    const names = data.networkSets[p.networks[i]].map(([name]) => name);
-    const first = names.find(data.isOwn) ?? names[0];
-    return names.length > 1 ? `${first} +${names.length - 1}` : first;
+  const namesOf = (i) => data.networkSets[p.networks[i]].map(([name]) => name);
+  /** The network that one filters by, else the user's own, else any; and how many others there are. */
+  const networkText = (i, fit = (name) => name) => {
+    const names = namesOf(i);
+    const first = names.find((name) => name === filter.state.network) ?? names.find(data.isOwn) ?? names[0];
+    const more = names.length > 1 ? ` +${names.length - 1}` : "";
+    return fit(first, more) + more;
   };
   const cells = {
-    network: networkText,
+    network: (i) => networkText(i),
     what: (i) => labelOf(data, i) + (data.kinds[p.kind[i]] === "forward" ? "" : `, ${words(data.kinds[p.kind[i]])}`),
     dtype: (i) => data.dtypes[p.dtype[i]],
     gflop: (i) => workText(p.gflop[i]),
@@ -69,11 +73,24 @@ function makeTable({ data, filter, open }) {
   byId("sort").append(make("label", {}, "sort by", orders), direction);
   place.append(heads, view);
 
+  const pen = document.createElement("canvas").getContext("2d"); // it knows how wide a text is
+
+  /** A network's name, as much of it as a row has room for beside `more`: in its column, or behind its dtype. */
+  function fitted(i, name, more) {
+    const [room, before] = heads.clientWidth ? [heads.firstChild.clientWidth, ""] : [view.clientWidth - 26, `${cells.dtype(i)} · `];
+    const isWide = (text) => pen.measureText(before + text + more).width > room;
+    let most = name.length;
+    while (most > LEAST_NAME && isWide(shortened(name, most))) most--;
+    return shortened(name, most);
+  }
+
   function rowOf(at, height) {
     const i = order[at];
     const row = make("div", { class: "row", role: "row", tabindex: "0", "data-row": i, "aria-rowindex": at + 1 }, ...COLUMNS.map(([name, , isNumber]) => {
-      const text = cells[name](i);
-      const cell = make("div", { class: `${name}${isNumber ? " n" : ""}${name === "speed" && p.speedup[i] > 1 ? " gain" : ""}`, role: "gridcell", title: text });
+      const text = name === "network" ? networkText(i, (full, more) => fitted(i, full, more)) : cells[name](i);
+      const title = name === "network" ? namesOf(i).join("\n") : text;
+      const cell = make("div", { class: `${name}${isNumber ? " n" : ""}${name === "speed" && p.speedup[i] > 1 ? " gain" : ""}`, role: "gridcell", title });
+      if (name === "network") cell.dataset.dtype = cells.dtype(i);
       if (name === "winner") cell.append(glyph(data.algorithms[p.algorithm[i]]), " ");
       cell.append(text);
       return cell;
@@ -85,7 +102,7 @@ function makeTable({ data, filter, open }) {
   const none = make("p", { class: "muted none", hidden: true }, "Nothing passes the filter.");
   view.after(none);
 
-  const heightOfRow = () => (innerWidth <= 860 ? 58 : 34);
+  const heightOfRow = () => (innerWidth <= 860 ? 78 : 34);
 
   function show() {
     const height = heightOfRow();
@@ -94,6 +111,8 @@ function makeTable({ data, filter, open }) {
     const first = Math.max(0, Math.floor(view.scrollTop / height) - 6);
     const last = Math.min(order.length, first + Math.ceil(view.clientHeight / height) + 12);
     sheet.style.height = `${order.length * height}px`;
+    const { fontSize, fontFamily } = getComputedStyle(view);
+    pen.font = `${fontSize} ${fontFamily}`;
     const rows = [];
     for (let at = first; at < last; at++) rows.push(rowOf(at, height));
     sheet.replaceChildren(...rows);
