@@ -338,10 +338,10 @@ def test_one_is_no_plural(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_work_has_a_unit_and_three_digits(page: Page) -> None:
-    page.click(".heads [data-name=gflop] button")
+    page.locator(".heads [data-name=gflop] button").dispatch_event("click")
     multiply_adds = 14 * 94 * 94 * 512 * 27 * 512
     assert texts(page, "gflop")[0] == f"{2 * multiply_adds / 1e12:.2f} TFLOP"
-    page.click(".heads [data-name=gflop] button")
+    page.locator(".heads [data-name=gflop] button").dispatch_event("click")
     assert texts(page, "gflop")[0] == f"{2 * 2 * 4 * 4 * 4 * 4 / 1e3:.2f} kFLOP"
 
 
