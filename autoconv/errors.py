@@ -31,18 +31,22 @@ class AutoconvError(Exception):
     """The root of this library's errors."""
 
 
-class BackendMissingError(AutoconvError, ImportError):
-    """MLX is installed without a backend for this machine; the message names the extra to install.
+class _AdvisedError(AutoconvError):
+    """What is wrong, and what to do about it apart from that.
 
     Attributes:
         found: What is wrong; the message has what to do after it.
-        advice: What to do.
+        advice: What to do; empty where nothing is known that helps.
     """
 
     def __init__(self, found: str, advice: str = "") -> None:
         super().__init__(f"{found}: {advice}" if advice else found)
         self.found = found
         self.advice = advice
+
+
+class BackendMissingError(_AdvisedError, ImportError):
+    """MLX is installed without a backend for this machine; the message names the extra to install."""
 
 
 class SettingsError(AutoconvError, ValueError):
@@ -89,18 +93,8 @@ class FleetError(AutoconvError, RuntimeError):
     """A fleet cannot be used: its scheduler, its workers or the way to them; the message says what to do."""
 
 
-class StoreError(AutoconvError, RuntimeError):
-    """A database cannot be opened, read or written; the message names the file.
-
-    Attributes:
-        found: What is wrong; the message has what to do after it.
-        advice: What to do; empty where nothing is known that helps.
-    """
-
-    def __init__(self, found: str, advice: str = "") -> None:
-        super().__init__(f"{found}: {advice}" if advice else found)
-        self.found = found
-        self.advice = advice
+class StoreError(_AdvisedError, RuntimeError):
+    """A database cannot be opened, read or written; the message names the file."""
 
 
 class SchemaError(StoreError):

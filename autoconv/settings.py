@@ -263,7 +263,8 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
         SettingsError: names the variable whose value cannot be.
     """
     settings, wrong = as_far_as_can_be(environ)
-    for variable, fault in wrong.items():
+    if wrong:
+        variable, fault = next(iter(wrong.items()))
         msg = f"{variable}: {fault}"
         raise SettingsError(msg)
     return settings

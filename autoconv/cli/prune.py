@@ -110,14 +110,12 @@ def _prune(path: Path, wish: Wish, *, dry_run: bool, yes: bool, as_json: bool) -
         progress_of(f"pruning {path.name}") as tell,
     ):
         plan, names = _planned(store, wish, tell)
-        if dry_run:
-            done = _Done(before, plan.bytes_left)
     if wish.most_bytes is not None and plan.bytes_left > wish.most_bytes:
         least = f"what must stay takes about {plan.bytes_left / 1e6:.2f} MB"
         msg = f"{path} cannot be as small as {wish.most_bytes / 1e6:.2f} MB: {least}; nothing was dropped"
         raise click.ClickException(printable(msg))
     if dry_run:
-        _print(path, plan, names, done, as_json=as_json, dry=True)
+        _print(path, plan, names, _Done(before, plan.bytes_left), as_json=as_json, dry=True)
         return
     if plan.deciding or plan.environments:
         _ask(path, plan, names, yes=yes, as_json=as_json)

@@ -6,7 +6,7 @@ import json
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -348,8 +348,8 @@ def _workload_layers(asked: _Asked, chosen: Settings) -> list[Layer]:
         layers += found
         if name not in packaged:
             store = dispatcher().store(chosen, strict=True)
-            for network in dict.fromkeys(layer.network for layer in found):
-                store.name_network(network, _counts(layer for layer in found if layer.network == network))
+            for network, calls in _calls_of(found).items():
+                store.name_network(network, calls)
     return layers
 
 
@@ -372,10 +372,11 @@ def _with_gradients(layers: Sequence[Layer], asked: _Asked) -> list[Layer]:
     return [replace(layer, problem=replace(layer.problem, kind=kind)) for layer in layers for kind in kinds]
 
 
-def _counts(layers: Iterable[Layer]) -> Counter[Problem]:
-    found: Counter[Problem] = Counter()
+def _calls_of(layers: Iterable[Layer]) -> dict[str, Counter[Problem]]:
+    """How often each network makes each problem."""
+    found: defaultdict[str, Counter[Problem]] = defaultdict(Counter)
     for layer in layers:
-        found[layer.problem] += layer.count
+        found[layer.network][layer.problem] += layer.count
     return found
 
 

@@ -113,7 +113,7 @@ def measured_here(settings: Settings, where: Environment) -> int:
         StoreError: it cannot be read.
     """
     database = located(settings.database)
-    if not database.exists():
+    if not is_begun(database):
         return 0
     with closing(open_store(database, readonly=True)) as store:
         return _measured(store, where)
