@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -52,6 +52,15 @@ def written_at(file: Path) -> Path:
 def unwritten(file: Path, error: OSError) -> str:
     """That a file cannot be written, and why, in a sentence."""
     return f"cannot write {file}: {error.strerror or error}"
+
+
+@contextmanager
+def refusing(file: Path, kind: Callable[[str], Exception]) -> Iterator[None]:
+    """A block that writes a file: whatever of the system's keeps it from that is raised as an error of this kind."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(unwritten(file, error)) from error
 
 
 @contextmanager

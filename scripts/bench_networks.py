@@ -32,10 +32,8 @@ from autoconv.report.console import console
 
 def keep(out: Path, report: str) -> None:
     """Write the report; whoever is cut short leaves the one before."""
-    try:
+    with plain_file.refusing(out, click.ClickException):
         plain_file.write(out, report.encode())
-    except OSError as error:
-        raise click.ClickException(plain_file.unwritten(out, error)) from error
 
 
 def show(found: Sequence[Comparison]) -> None:

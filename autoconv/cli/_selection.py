@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from autoconv.problem import Problem
+    from autoconv.settings import Settings
 
 
 def device_option(function: Callable[..., None]) -> Callable[..., None]:
@@ -33,9 +34,14 @@ def network_option(function: Callable[..., None]) -> Callable[..., None]:
     )(function)
 
 
-def network_problems(networks: Sequence[str], databases: Sequence[Path] = ()) -> list[Any] | None:
+def network_problems(networks: Sequence[str], chosen: Settings, databases: Sequence[Path] = ()) -> list[Any] | None:
     """The convolutions of networks that databases know, of packaged workloads, of networks in them, and of workload
     files; None where no network is asked for.
+
+    Args:
+        networks: Their names.
+        chosen: Settings, whose database is asked where none is named, if it is begun.
+        databases: Those that are named.
 
     Raises:
         ClickException: none is named so.
@@ -44,10 +50,11 @@ def network_problems(networks: Sequence[str], databases: Sequence[Path] = ()) ->
     """
     if not networks:
         return None
+    from autoconv.open_stores import begun
     from autoconv.sweep import packaged_workloads, read_workload
 
     packaged, problems = packaged_workloads(), []
-    own = _known_to(databases)
+    own = _known_to(databases or list(filter(None, [begun(chosen)])))
     for name in networks:
         mine = own.get(name.casefold(), [])
         problems += mine

@@ -41,13 +41,11 @@ def report(out: Path, databases: Sequence[Path], device: str, networks: Sequence
     It holds all it shows and asks no network for anything, so that it can be kept or sent. Decisions are those that
     calls would make.
     """
-    from autoconv.open_stores import begun
     from autoconv.report.report import write
     from autoconv.store import Selection
 
     chosen = settings(databases[0] if databases else None)
-    own = begun(chosen)
-    problems = network_problems(networks, databases or ([own] if own else []))
+    problems = network_problems(networks, chosen, databases)
     selection = Selection(device, problems=problems, named=" and ".join(networks))
     with progress_of(f"writing {out.name}") as tell:
         found = write(out, chosen, selection, None if databases else environment_here(), databases, tell)

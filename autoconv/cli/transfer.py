@@ -80,19 +80,14 @@ def export(
     if rule and beside:
         msg = f"{beside} goes with a database, not with --rule"
         raise click.UsageError(msg)
-    if rule:
-        export_rule(
-            out,
-            Selection(device, environment, _problems(networks, database), " and ".join(networks)),
-            backend,
-            database,
-            force,
-        )
-        return
     if beside and out.suffix.lower() not in SQLITE_SUFFIXES:
         msg = f"{beside} goes with a database: name a file with suffix {' or '.join(SQLITE_SUFFIXES)}"
         raise click.UsageError(msg)
-    selection = Selection(device, environment, _problems(networks, database), " and ".join(networks))
+    problems = network_problems(networks, settings(database))
+    selection = Selection(device, environment, problems, " and ".join(networks))
+    if rule:
+        export_rule(out, selection, backend, database, force)
+        return
     source = _database(database)
     try:
         with progress_of("exporting") as tell:
@@ -142,14 +137,6 @@ def import_(files: Sequence[Path], database: Path | None, as_json: bool) -> None
             _print(report)
     if any(report.get("error") or report["rejected"] for report in reports):
         raise click.exceptions.Exit(1)
-
-
-def _problems(networks: Sequence[str], database: Path | None) -> list[Any] | None:
-    """The convolutions of networks, those that the database knows among them."""
-    from autoconv.open_stores import begun
-
-    own = begun(settings(database))
-    return network_problems(networks, [own] if own else [])
 
 
 def _came_with_the_package(selection: Selection) -> Path | None:

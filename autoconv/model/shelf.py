@@ -79,11 +79,9 @@ def write(path: Path, data: bytes, *, private: bool = False) -> None:
     Raises:
         ModelError: it cannot be written.
     """
-    try:
+    with plain_file.refusing(path, ModelError):
         path.parent.mkdir(parents=True, exist_ok=True)
         plain_file.write(path, data, private=private)
-    except OSError as error:
-        raise ModelError(plain_file.unwritten(path, error)) from error
 
 
 def load(path: Path, sha256: str | None = None) -> CostModel:

@@ -164,10 +164,8 @@ def write(database: Path) -> Path:
     card = database.with_suffix(".md")
     with closing(open_store(database, readonly=True, immutable=True)) as store:
         text = card_text(database, cards(store))
-    try:
+    with plain_file.refusing(card, StoreError):
         plain_file.write(card, text.encode())
-    except OSError as error:
-        raise StoreError(plain_file.unwritten(card, error)) from error
     return card
 
 

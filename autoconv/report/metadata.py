@@ -191,8 +191,6 @@ def write(database: Path) -> Path:
         ReportError: it cannot be written.
     """
     out = database.with_name(database.stem + SUFFIX)
-    try:
+    with plain_file.refusing(out, ReportError):
         plain_file.write(out, (json.dumps(metadata(database.stem), indent=2) + "\n").encode())
-    except OSError as error:
-        raise ReportError(plain_file.unwritten(out, error)) from error
     return out

@@ -86,10 +86,8 @@ def write(
         ReportError: nothing is selected, or the page cannot be written. What was there stays.
         StoreError: a database cannot be read.
     """
-    try:
+    with plain_file.refusing(out, ReportError):
         plain_file.written_at(out)  # before it is gathered, which may take long
-    except OSError as error:
-        raise ReportError(plain_file.unwritten(out, error)) from error
     with _opened(settings, here, databases) as (own, shipped):
         found = gather(own, shipped, settings, selection, here.id if here else "", lambda part: tell(0.8 * part))
         tell(0.8)
@@ -108,10 +106,8 @@ def write(
     meta = {**found.meta, "models": models, "shares": SHARES}
     packed = pack({"problems": found.problems, "candidates": found.candidates}, meta)
     text = document("autoconv report", about, packed)
-    try:
+    with plain_file.refusing(out, ReportError):
         plain_file.write(out, text.encode())
-    except OSError as error:
-        raise ReportError(plain_file.unwritten(out, error)) from error
     tell(1.0)
     return Report(
         out,

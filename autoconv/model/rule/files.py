@@ -67,8 +67,6 @@ def write(cases: Sequence[Case], backend: str, out: Path, *, leaves: int = LEAVE
             msg = f"{path} exists: name another file, or have it replaced (--force)"
             raise RuleError(msg)
     for path, text in texts.items():
-        try:
+        with plain_file.refusing(path, RuleError):
             plain_file.write(path, text.encode())
-        except OSError as error:
-            raise RuleError(plain_file.unwritten(path, error)) from error
     return Written(rule, tuple(texts), upstream, missing)

@@ -100,10 +100,8 @@ def write(given: Contribution, out: Path, *, known: Collection[str], force: bool
         msg = f"{out} exists: name another file, or replace it by --force"
         raise StoreError(msg)
     if out.suffix.lower() not in SQLITE_SUFFIXES:
-        try:
+        with plain_file.refusing(out, StoreError):
             plain_file.write(out, given.text.encode())
-        except OSError as error:
-            raise StoreError(plain_file.unwritten(out, error)) from error
         return
     with tempfile.TemporaryDirectory(prefix="autoconv-") as folder:
         lines, database = Path(folder) / "all.jsonl", Path(folder) / "all.db"
