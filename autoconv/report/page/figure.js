@@ -72,7 +72,6 @@ function makeDrawer(figures) {
       }
     },
     drawNear: () => (going ??= pump().finally(() => { going = null; })),
-    drawAll() { for (const figure of [...stale]) drawNow(figure); },
     drawNow,
   };
   const observer = new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting)) drawer.drawNear(); }, { rootMargin: `${NEAR}px 0px` });
